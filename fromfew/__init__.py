@@ -1,0 +1,28 @@
+"""fromfew: learn anything from a few pictures, make it anywhere.
+
+The package is lazy: ``import fromfew`` costs nothing until a name is used, so that command lines answer at once.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "make": "fromfew.make",
+    "load": "fromfew.concept",
+    "Concept": "fromfew.concept",
+    "References": "fromfew.references",
+    "Reference": "fromfew.references",
+    "open_backbone": "fromfew.backbones.open",
+    "find": "fromfew.method",
+    "learn": "fromfew.learn",
+}
+__all__ = ["Concept", "Reference", "References", "find", "learn", "load", "make", "open_backbone"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module the first time it is asked for."""
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'fromfew' has no attribute {name!r}")

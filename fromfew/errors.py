@@ -1,0 +1,54 @@
+"""Messages that name the thing, the place and the nearest right answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+
+__all__ = ["FromfewError", "nearest", "unknown"]
+
+
+class FromfewError(ValueError):
+    """Something the user can put right; its text says what was asked, what is there and what to type."""
+
+
+def _likeness(asked: str, choice: str) -> float:
+    """How alike two names are, 0 to 1; case and separators do not count."""
+
+    def plain(text: str) -> str:
+        return text.lower().replace("_", "-").replace(" ", "-")
+
+    a, b = plain(asked), plain(choice)
+    ratio = SequenceMatcher(None, a, b).ratio()
+    # A beginning, or a word of the name, is a strong sign even when the lengths differ a lot.
+    if len(a) >= 3 and (b.startswith(a) or a.startswith(b) or a in b.split("-")):
+        ratio = max(ratio, 0.75)
+    return ratio
+
+
+def nearest(name: str, choices: Iterable[str], count: int = 3, floor: float = 0.55) -> list[str]:
+    """The up to ``count`` choices most like ``name``, best first; those less alike than ``floor`` are left out.
+
+    >>> nearest("style-align", ["style-aligned", "lora", "dreambooth"])
+    ['style-aligned']
+    """
+    scored = sorted(((-_likeness(name, choice), choice) for choice in set(choices)))
+    return [choice for score, choice in scored[:count] if -score >= floor]
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> FromfewError:
+    """The error for a name that is not among ``choices``, with the nearest ones or, failing that, all of them.
+
+    >>> print(unknown("method", "style-align", ["style-aligned", "lora"]))
+    Unknown method 'style-align'. Did you mean 'style-aligned'?
+    """
+    names = sorted(set(choices))
+    close = nearest(name, names)
+    if close:
+        quoted = [f"'{choice}'" for choice in close]
+        tail = quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+        return FromfewError(f"Unknown {kind} '{name}'. Did you mean {tail}?")
+    if not names:
+        return FromfewError(f"Unknown {kind} '{name}'. There are none.")
+    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    return FromfewError(f"Unknown {kind} '{name}'. There is: {shown}.")

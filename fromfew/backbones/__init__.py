@@ -1,0 +1,1 @@
+"""Frozen text-to-image models behind one face; with ``io/`` the only package that imports diffusers."""

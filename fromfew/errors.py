@@ -27,17 +27,17 @@ def _likeness(asked: str, choice: str) -> float:
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3, floor: float = 0.55) -> list[str]:
-    """The up to ``count`` choices most like ``name``, best first; those less alike than ``floor`` are left out.
+    """The up to ``count`` choices most like ``name``, best first, none less alike than ``floor``.
 
     >>> nearest("style-align", ["style-aligned", "lora", "dreambooth"])
     ['style-aligned']
     """
-    scored = sorted(((-_likeness(name, choice), choice) for choice in set(choices)))
+    scored = sorted((-_likeness(name, choice), choice) for choice in set(choices))
     return [choice for score, choice in scored[:count] if -score >= floor]
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> FromfewError:
-    """The error for a name that is not among ``choices``, with the nearest ones or, failing that, all of them.
+    """The error for a name that is not among ``choices``, with the nearest ones or else all.
 
     >>> print(unknown("method", "style-align", ["style-aligned", "lora"]))
     Unknown method 'style-align'. Did you mean 'style-aligned'?

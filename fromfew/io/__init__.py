@@ -1,0 +1,1 @@
+"""Reading and writing files: pictures, tensors, metadata; nothing here trusts what it reads."""

@@ -1,0 +1,112 @@
+"""Word: vectors, or plain text, where a placeholder stands in a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from fromfew.errors import FromfewError
+from fromfew.ports.text import WordPart
+
+if TYPE_CHECKING:
+    from fromfew.backbones.base import Backbone
+
+__all__ = ["Word"]
+
+
+class Word(WordPart):
+    """One new word: ``count`` vectors per text encoder, or an alias of plain text with nothing to learn.
+
+    At strength s a learned word writes ``start + s (vectors - start)``: at 0 it is the word it began as.
+
+    Args:
+        placeholder: What stands for it in prompts, such as ``"<v>"``.
+        start: Plain text whose first tokens hold the word's place and give its first vectors.
+        widths: Encoder name to width of its token vectors; empty for an alias.
+        count: Vectors per encoder, 1 to 16.
+        alias: Plain text that takes the placeholder's place instead of vectors.
+
+    Raises:
+        FromfewError: If the placeholder is empty or ``count`` is out of range.
+    """
+
+    kind = "word"
+
+    def __init__(
+        self,
+        placeholder: str,
+        start: str,
+        widths: Mapping[str, int] | None = None,
+        count: int = 1,
+        alias: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not placeholder.strip() or not 1 <= count <= 16:
+            raise FromfewError("A word needs a placeholder and 1 to 16 vectors.")
+        self.placeholder, self.start, self.count, self.alias = placeholder, start, count, alias
+        self._widths = dict(widths or {}) if alias is None else {}
+        self.vectors = nn.ParameterDict({key: torch.zeros(count, width) for key, width in self._widths.items()})
+
+    @classmethod
+    def learned(cls, bb: Backbone, placeholder: str, start: str, count: int, rng: Generator) -> Word:
+        """A word to be learned on this backbone, beginning as the tokens of ``start``, repeated to ``count``.
+
+        Second and later copies of a token are moved by a hundredth of its size, so that they can part.
+        """
+        encoders = bb.text_encoders
+        word = cls(placeholder, start, {key: encoder.width for key, encoder in encoders.items()}, count)
+        with torch.no_grad():
+            for key, encoder in encoders.items():
+                ids = word.carriers(encoder.tokenizer)
+                table = encoder.embedding.weight
+                for i, token in enumerate(ids):
+                    vector = table[token].detach().float().cpu()
+                    noise = torch.randn(vector.shape, generator=rng) * 0.01 * vector.std()
+                    word.vectors[key][i] = vector + noise if token in ids[:i] else vector
+        return word
+
+    @classmethod
+    def plain(cls, placeholder: str, alias: str) -> Word:
+        """A word that is only another spelling: the placeholder stands for ``alias``."""
+        return cls(placeholder, alias, alias=alias)
+
+    def carriers(self, tokenizer: Any) -> list[int]:
+        """The first tokens of ``start``, repeated to ``count``.
+
+        Raises:
+            FromfewError: If the tokenizer knows no token for ``start``.
+        """
+        ids = list(tokenizer(self.start, add_special_tokens=False).input_ids)
+        if not ids:
+            raise FromfewError(f"'{self.start}' has no tokens to begin the word '{self.placeholder}' from.")
+        return [ids[i % len(ids)] for i in range(self.count)]
+
+    def written(self, key: str, base: Tensor, strength: float) -> Tensor | None:
+        """The vectors at this strength, once per occurrence in ``base`` ``[m · count, width]``."""
+        if strength == 0:
+            return None
+        vectors = self.vectors[key].to(base.device).repeat(len(base) // self.count, 1)
+        return vectors if strength == 1 else base + strength * (vectors - base)
+
+    def check(self, bb: Backbone) -> None:
+        """The backbone must have the same text encoders, of the same widths."""
+        there = {key: encoder.width for key, encoder in bb.text_encoders.items()}
+        if self.alias is None and there != self._widths:
+            raise FromfewError(f"{self!r} does not fit {bb.name}: its text encoders are {there}, not {self._widths}.")
+
+    def config(self) -> dict[str, Any]:
+        """Everything but the vectors."""
+        return {
+            "placeholder": self.placeholder,
+            "start": self.start,
+            "widths": self._widths,
+            "count": self.count,
+            "alias": self.alias,
+        }
+
+    def __repr__(self) -> str:
+        what = f"vectors={self.count}" if self.alias is None else f"alias={self.alias!r}"
+        return f"Word({self.placeholder!r}, {what})"

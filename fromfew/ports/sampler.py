@@ -1,0 +1,80 @@
+"""The sampler port: alter latents or guidance between the steps of a drawing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from fromfew.noise import NoisePath
+from fromfew.ports.part import Entry, Handle, Part, attached
+
+if TYPE_CHECKING:
+    from fromfew.backbones.base import Backbone
+
+__all__ = ["Moment", "SamplerPart", "attached_samplers"]
+
+
+@dataclass(eq=False)
+class Moment:
+    """Where a drawing stands.
+
+    Args:
+        step: 0 to ``steps`` - 1.
+        steps: How many there are.
+        t: Time now, in (0, 1).
+        next: Time after this step; 0 at the end.
+        x: ``[I, C, h, w]`` latents, one a picture.
+        noise: ``[I, C, h, w]`` the noise the pictures began from.
+        image: ``[I]`` long, index of each picture.
+        path: The model's noise path.
+        state: Whatever the part wants to keep until the drawing ends.
+    """
+
+    step: int
+    steps: int
+    t: float
+    next: float
+    x: Tensor
+    noise: Tensor
+    image: Tensor
+    path: NoisePath
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+class SamplerPart(Part):
+    """Override only what is needed; every method returns what takes the place of what it was given."""
+
+    port = "sampler"
+    lead: str | None = None
+    """A prompt to draw first in every batch and to leave out of the result."""
+
+    def start(self, moment: Moment) -> Tensor:
+        """Latents to begin from."""
+        return moment.x
+
+    def before(self, moment: Moment) -> Tensor:
+        """Latents before the model sees them."""
+        return moment.x
+
+    def guide(self, moment: Moment, pred: Tensor) -> Tensor:
+        """The guided prediction, ``[I, C, h, w]``."""
+        return pred
+
+    def after(self, moment: Moment) -> Tensor:
+        """Latents after the step."""
+        return moment.x
+
+    def attach(self, bb: Backbone, strength: float) -> Handle:
+        """Nothing to install: the drawing loop asks who is attached."""
+        return Handle()
+
+
+def attached_samplers(bb: Backbone) -> list[tuple[SamplerPart, float, dict[str, Any]]]:
+    """Sampler parts now attached, with strength and state, in the order of attaching; strength 0 is left out."""
+
+    def acts(entry: Entry) -> bool:
+        return isinstance(entry.part, SamplerPart) and entry.strength != 0
+
+    return [(e.part, e.strength, e.state) for e in attached(bb) if acts(e)]  # type: ignore[misc]

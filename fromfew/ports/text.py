@@ -1,0 +1,198 @@
+"""The text port: vectors where a word stands, without touching the vocabulary.
+
+In the token ids a word's place is held by carriers, ordinary ids, and a hook on the embedding writes the vectors there.
+Nothing is added to the tokenizer and no table is resized; models that find the end of the text at the largest id keep
+finding it.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fromfew.errors import FromfewError
+from fromfew.ports.part import Handle, Part, attached
+
+if TYPE_CHECKING:
+    from fromfew.backbones.base import Backbone, Text
+
+__all__ = ["Spliced", "StatesPart", "WordPart", "attached_states", "attached_words", "splice", "writing"]
+
+
+class WordPart(Part):
+    """A word of a concept: its placeholder in prompts, and what stands for it."""
+
+    port = "text"
+    placeholder: str
+    alias: str | None
+    """Plain text that takes the placeholder's place; None if vectors do."""
+
+    @abstractmethod
+    def carriers(self, tokenizer: Any) -> list[int]:
+        """Ordinary ids that hold the word's place."""
+
+    @abstractmethod
+    def written(self, key: str, base: Tensor, strength: float) -> Tensor | None:
+        """Vectors ``[n, width]`` for encoder ``key``, given the carriers' own ``base``; None writes nothing."""
+
+    def attach(self, bb: Backbone, strength: float) -> Handle:
+        """Nothing to install: encoding a prompt asks which words are attached."""
+        return Handle()
+
+
+class StatesPart(Part):
+    """Edits encoded prompts."""
+
+    port = "text"
+
+    @abstractmethod
+    def edit(self, text: Text, strength: float) -> Text:
+        """The text with other states."""
+
+    def attach(self, bb: Backbone, strength: float) -> Handle:
+        """Nothing to install: encoding a prompt asks which parts edit."""
+        return Handle()
+
+
+def attached_words(bb: Backbone) -> list[tuple[WordPart, float]]:
+    """Words now attached, with strength. At strength 0 a word's carriers stand for themselves."""
+    return [(entry.part, entry.strength) for entry in attached(bb) if isinstance(entry.part, WordPart)]
+
+
+def attached_states(bb: Backbone) -> list[tuple[StatesPart, float]]:
+    """Parts that edit states, with strength other than 0."""
+    return [(e.part, e.strength) for e in attached(bb) if isinstance(e.part, StatesPart) and e.strength != 0]
+
+
+@dataclass(eq=False)
+class Spliced:
+    """Prompts as ids.
+
+    Args:
+        ids: ``[B, L]`` long.
+        mask: ``[B, L]`` long, 1 where a token is not padding.
+        where: For each prompt, the positions of every placeholder and of every plain word (lower case, no marks).
+    """
+
+    ids: Tensor
+    mask: Tensor
+    where: list[dict[str, list[int]]]
+
+
+def splice(
+    tokenizer: Any, prompts: Sequence[str], words: Sequence[tuple[WordPart, float]], *, length: int
+) -> Spliced:
+    """Tokenise prompts, with carriers where placeholders stand.
+
+    Args:
+        tokenizer: CLIP-like (begin and end tokens) or T5-like (end token only).
+        prompts: Plain text with placeholders of attached words.
+        words: Attached words and their strengths.
+        length: Ids per prompt, padding included.
+
+    Raises:
+        FromfewError: If a prompt is so long that a placeholder falls off its end.
+    """
+    head, tail = _ends(tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tail[-1]
+    rows, masks, where = [], [], []
+    for prompt in prompts:
+        ids, places = _tokens(tokenizer, prompt, words)
+        room = length - len(head) - len(tail)
+        for word, _ in words:
+            if word.alias is None and max(places.get(word.placeholder, [0])) >= room:
+                raise FromfewError(f"The prompt is too long: '{word.placeholder}' falls off its end ({length} tokens).")
+        row = [*head, *ids[:room], *tail]
+        rows.append(row + [pad] * (length - len(row)))
+        masks.append([1] * len(row) + [0] * (length - len(row)))
+        where.append({name: [len(head) + i for i in at if i < room] for name, at in places.items()})
+    return Spliced(torch.tensor(rows), torch.tensor(masks), where)
+
+
+@contextmanager
+def writing(
+    embedding: nn.Module, key: str, spliced: Spliced, words: Sequence[tuple[WordPart, float]]
+) -> Iterator[None]:
+    """While active, the token embedding returns the words' vectors at their places.
+
+    Args:
+        embedding: The encoder's token embedding, ``[B, L]`` ids to ``[B, L, width]``.
+        key: The encoder's name.
+        spliced: The ids being encoded.
+        words: Attached words and their strengths.
+    """
+
+    def hook(module: nn.Module, args: Any, y: Tensor) -> Tensor | None:
+        rows: list[int] = []
+        places: list[int] = []
+        vectors: list[Tensor] = []
+        for word, strength in words:
+            for row, where in enumerate(spliced.where):
+                at = where.get(word.placeholder, []) if word.alias is None else []
+                new = word.written(key, y[row, at], strength) if at else None
+                if new is not None:
+                    rows += [row] * len(at)
+                    places += at
+                    vectors.append(new.to(y.dtype))
+        if not vectors:
+            return None
+        index = (torch.tensor(rows, device=y.device), torch.tensor(places, device=y.device))
+        return y.index_put(index, torch.cat(vectors))
+
+    handle = embedding.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _ends(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Ids before and after every prompt."""
+    empty = list(tokenizer("").input_ids)
+    first = getattr(tokenizer, "bos_token_id", None)
+    return (empty[:1], empty[1:2]) if len(empty) > 1 and empty[0] == first else ([], empty[:1])
+
+
+def _tokens(
+    tokenizer: Any, prompt: str, words: Sequence[tuple[WordPart, float]]
+) -> tuple[list[int], dict[str, list[int]]]:
+    """Ids without begin and end, and where every word lies in them."""
+    for word, _ in words:
+        if word.alias is not None:
+            prompt = prompt.replace(word.placeholder, word.alias)
+    learned = {word.placeholder: word for word, _ in words if word.alias is None and word.placeholder in prompt}
+    pattern = "|".join(re.escape(name) for name in sorted(learned, key=len, reverse=True))
+    pieces = re.split(f"({pattern})", prompt) if learned else [prompt]
+    ids: list[int] = []
+    where: dict[str, list[int]] = {}
+    for piece in pieces:
+        if piece in learned:
+            new = learned[piece].carriers(tokenizer)
+            where.setdefault(piece, []).extend(range(len(ids), len(ids) + len(new)))
+        elif piece.strip() or len(pieces) == 1:
+            new = _plain(tokenizer, piece, len(ids), where)
+        else:
+            continue
+        ids += new
+    return ids, where
+
+
+def _plain(tokenizer: Any, text: str, start: int, where: dict[str, list[int]]) -> list[int]:
+    """Ids of plain text; notes the place of every word, lower case and without marks."""
+    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = list(coded.input_ids)
+    spans = [(match.start(), match.end(), match.group()) for match in re.finditer(r"\S+", text)]
+    for place, (begin, end) in enumerate(coded.offset_mapping):
+        for low, high, word in spans:
+            if low < end <= high and begin < end:
+                name = word.strip(".,;:!?\"'()").lower()
+                where.setdefault(name, []).append(start + place)
+                break
+    return ids

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fromfew.backbones.samplers import Sampler, build_sampler, noise_path
 from fromfew.backbones.text import Text, TextEncoder
 from fromfew.errors import FromfewError, unknown
 from fromfew.noise import NoisePath
 from fromfew.rows import Now, Rows
 
 if TYPE_CHECKING:
-    from fromfew.backbones.samplers import Sampler
     from fromfew.ports.attention import Site
     from fromfew.ports.part import Attached
     from fromfew.ports.text import Spliced
@@ -34,12 +34,21 @@ _ENCODER_LABELS = {
 
 @dataclass(frozen=True)
 class Defaults:
-    """How a backbone likes to be asked: guidance scale, sampling steps, sampler's name, picture size in px."""
+    """How a backbone likes to be asked.
+
+    Args:
+        guidance: Guidance scale.
+        steps: Sampling steps.
+        sampler: Name of the sampler.
+        size: Side of the picture in px.
+        long_text: Tokens of a prompt in T5, where the model has one.
+    """
 
     guidance: float = 7.5
     steps: int = 30
     sampler: str = "dpm++"
     size: int = 512
+    long_text: int = 256
 
 
 class Backbone(ABC):
@@ -50,36 +59,28 @@ class Backbone(ABC):
 
     Args:
         name: What the backbone was opened as.
-        denoiser: The UNet or transformer.
-        vae: The autoencoder.
-        encoders: Pairs of tokenizer and text encoder, in the order the model names them; None for one left out.
-        scheduler: The diffusers scheduler stored with the model; gives the noise path and the samplers.
+        components: The models, tokenizers and scheduler, named as in a diffusers pipeline.
         defaults: How the model likes to be asked.
     """
 
     family: ClassVar[str]
+    patch: int = 1
+    """Latents per side that the denoiser joins to one token."""
+    distilled: bool = False
+    """Whether guidance is told to the model as a number instead of being computed from two branches."""
+    even_times: ClassVar[bool] = False
+    """Whether a flow's times are spaced evenly before they are shifted."""
 
     path: NoisePath
     sites: "dict[str, Site]"
 
-    def __init__(  # noqa: D417
-        self,
-        name: str,
-        *,
-        denoiser: nn.Module,
-        vae: nn.Module,
-        encoders: Sequence[tuple[Any, nn.Module] | None],
-        scheduler: Any,
-        defaults: Defaults,
-        lengths: Sequence[int],
-    ) -> None:
-        self.name, self.denoiser, self.vae, self.scheduler, self.defaults = name, denoiser, vae, scheduler, defaults
-        keys = ("one", "two", "three")
-        self.text_encoders: dict[str, TextEncoder] = {}
-        for key, pair, length in zip(keys, encoders, lengths, strict=False):
-            if pair is not None:
-                table = pair[1].get_input_embeddings()  # type: ignore[operator]
-                self.text_encoders[key] = TextEncoder(key, *pair, table, table.embedding_dim, length)
+    def __init__(self, name: str, components: Mapping[str, Any], defaults: Defaults) -> None:
+        self.name, self.defaults = name, defaults
+        self.denoiser: Any = components.get("unet") or components["transformer"]
+        self.vae: Any = components["vae"]
+        self.scheduler = components["scheduler"]
+        self.path = noise_path(self.scheduler)
+        self.text_encoders = self._text_encoders(components)
         for module in self.modules_().values():
             module.eval().requires_grad_(False)
         self.attached: list[Attached] = []
@@ -88,6 +89,18 @@ class Backbone(ABC):
         self._fingerprint: str | None = None
         self._linears = self._label_all()
         self.sites = self._find_sites()
+
+    def _text_encoders(self, components: Mapping[str, Any]) -> dict[str, TextEncoder]:
+        found: dict[str, TextEncoder] = {}
+        for key, ending in (("one", ""), ("two", "_2"), ("three", "_3")):
+            model, tokenizer = components.get("text_encoder" + ending), components.get("tokenizer" + ending)
+            if model is None or tokenizer is None:
+                continue
+            table = model.get_input_embeddings()
+            room = getattr(model.config, "max_position_embeddings", None)
+            length = min(tokenizer.model_max_length, room) if room else self.defaults.long_text
+            found[key] = TextEncoder(key, tokenizer, model, table, table.embedding_dim, length)
+        return found
 
     # What a family must say.
 
@@ -201,7 +214,7 @@ class Backbone(ABC):
         States are remembered by prompt as long as nothing attached touches the text.
         """
         prompts = list(prompts)
-        if any(getattr(part, "touches_text", True) for one in self.attached for part in one.parts):
+        if any(entry.part.changes_text() for one in self.attached for entry in one.entries):
             return self._compose(prompts)
         missing = [p for p in dict.fromkeys(prompts) if p not in self._kept]
         if missing:
@@ -221,17 +234,24 @@ class Backbone(ABC):
         with writing(encoder.embedding, key, spliced, words):
             return encoder.model(spliced.ids.to(self.device), output_hidden_states=True), spliced
 
+    def _edited(self, text: Text) -> Text:
+        """The text as the attached parts that edit encoded states leave it."""
+        from fromfew.ports.text import attached_states
+
+        for part, strength in attached_states(self):
+            text = part.edit(text, strength)
+        return text
+
+    def _warn(self, spliced: "Spliced") -> tuple[str, ...]:
+        """A warning for every prompt that was too long."""
+        return tuple(f"Too long for '{self.name}'; left out: {cut}" for cut in spliced.cut if cut)
+
     # Pictures.
 
     @property
     def down(self) -> int:
         """How many px of the picture one latent stands for, per side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-    @property
-    def patch(self) -> int:
-        """Latents per side that the denoiser joins to one token."""
-        return 1
 
     @property
     def latent_channels(self) -> int:
@@ -310,16 +330,15 @@ class Backbone(ABC):
 
         return Attached(self, what, strength)
 
-    def sampler(self, name: str | None, steps: int, shape: tuple[int, int, int]) -> "Sampler":
+    def sampler(self, name: str | None, steps: int, shape: tuple[int, int, int]) -> Sampler:
         """A fresh sampler for one run over latents of shape ``(C, h, w)``.
 
         Raises:
             FromfewError: If the name is unknown or the sampler does not fit this model.
         """
-        from fromfew.backbones.samplers import build_sampler
-
         tokens = (shape[1] // self.patch) * (shape[2] // self.patch)
-        return build_sampler(self.scheduler, self.path, name or self.defaults.sampler, steps, tokens)
+        name = name or self.defaults.sampler
+        return build_sampler(self.scheduler, self.path, name, steps, tokens, even=self.even_times)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.path.kind}, {len(self.sites)} attention sites)"
@@ -333,13 +352,3 @@ def _encoder_labels(path: str) -> list[str]:
             labels += [f"encoder.{label}"] + (["encoder.attention"] if label != "mlp" else [])
     return labels
 
-
-def path_from(config: Mapping[str, Any]) -> NoisePath:
-    """The noise path that a diffusers scheduler's configuration describes.
-
-    Raises:
-        FromfewError: If the scheduler predicts something that is neither eps, v nor flow.
-    """
-    from fromfew.backbones.samplers import noise_path
-
-    return noise_path(config)

@@ -189,8 +189,10 @@ class Backbone(ABC):
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Backbone":
         """Move the whole model; returns itself."""
-        for module in self.modules_().values():
-            module.to(device=device, dtype=dtype)
+        for name, module in self.modules_().items():
+            # SDXL's autoencoder overflows in half precision, and says so.
+            careful = name == "vae" and dtype == torch.float16 and getattr(self.vae.config, "force_upcast", False)
+            module.to(device=device, dtype=torch.float32 if careful else dtype)
         self._kept.clear()
         self._fingerprint = None
         return self
@@ -274,13 +276,13 @@ class Backbone(ABC):
 
     def encode(self, images: Tensor) -> Tensor:
         """Pictures ``[B, 3, H, W]`` in [-1, 1] to scaled latents ``[B, C, h, w]``, without chance."""
-        coded = self.vae.encode(images.to(self.device, self.dtype))
+        coded = self.vae.encode(images.to(self.device, next(self.vae.parameters()).dtype))
         latents = coded.latents if hasattr(coded, "latents") else coded.latent_dist.mode()
-        return (latents - self._vae_shift) * self.vae.config.scaling_factor
+        return ((latents - self._vae_shift) * self.vae.config.scaling_factor).to(self.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents ``[B, C, h, w]`` to pictures ``[B, 3, H, W]``, about [-1, 1]."""
-        z = latents.to(self.device, self.dtype) / self.vae.config.scaling_factor + self._vae_shift
+        z = latents.to(self.device, next(self.vae.parameters()).dtype) / self.vae.config.scaling_factor + self._vae_shift
         return self.vae.decode(z).sample
 
     @property

@@ -7,7 +7,7 @@ acts. Projections, norms and rotary embeddings stay the model's. Without parts n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -114,7 +114,7 @@ class Stream:
     v: Tensor
     weight: float = 1.0
     gate: Tensor | None = None
-    queries: slice = slice(None)
+    queries: slice = field(default_factory=lambda: slice(None))
 
 
 class AttentionPart(Part):

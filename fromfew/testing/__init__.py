@@ -1,0 +1,1 @@
+"""Public helpers for testing methods, parts and backbones, here and in plug-ins."""

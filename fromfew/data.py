@@ -1,0 +1,252 @@
+"""From photos to batches: views and words, every one of them a function of the generator that is passed in.
+
+A *source* is a function from a `torch.Generator` to a `Batch` and keeps no state of its own: given a
+generator seeded from (seed, step), step 700 of a resumed run sees what an uninterrupted one would see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+
+from fromfew.errors import FromfewError
+from fromfew.references import References
+from fromfew.templates import class_prompt, filled, sentences, viewed, with_article, worded
+from fromfew.views import View, draw_view, mask_tensor, pick, picture_tensor, see, shrunk, uniform
+
+if TYPE_CHECKING:
+    from fromfew.backbones.base import Backbone
+
+__all__ = ["Batch", "Source", "class_batches", "class_images", "joined", "photo_batches"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows to learn from.
+
+    Attributes:
+        images: [B, 3, H, W] in [-1, 1].
+        masks: [B, 1, H, W] in {0, 1}, 1 where the loss counts; None if it counts everywhere.
+        captions: The prompt of every row.
+        of: "photo" or "class" for every row.
+        keys: What fully determines a row's picture (so that its latents can be kept), or None, for every row.
+    """
+
+    images: Tensor
+    masks: Tensor | None
+    captions: list[str]
+    of: list[str]
+    keys: list[Hashable | None]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def is_(self, kind: str) -> Tensor:
+        """[B] truth values: the rows that are of this kind."""
+        return torch.tensor([of == kind for of in self.of])
+
+
+Source = Callable[[Generator], Batch]
+
+
+def _stack_masks(masks: Sequence[Tensor | None], size: tuple[int, int]) -> Tensor | None:
+    if all(mask is None for mask in masks):
+        return None
+    return torch.stack([torch.ones(1, *size) if mask is None else mask for mask in masks])
+
+
+def _choose(rng: Generator, weights: Sequence[int], count: int) -> list[int]:
+    """``count`` photo numbers by weight; none twice in a batch while others are left."""
+    chosen: list[int] = []
+    while len(chosen) < count:
+        take = min(len(weights), count - len(chosen))
+        odds = torch.tensor(weights, dtype=torch.float64)
+        chosen += torch.multinomial(odds, take, replacement=False, generator=rng).tolist()
+    return chosen
+
+
+def _seeded(*what: object) -> Generator:
+    """A generator whose stream is fixed by ``what``."""
+    digest = hashlib.sha256(repr(what).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def photo_batches(  # noqa: PLR0913 - each is a choice that some method makes
+    refs: References,
+    *,
+    size: int | tuple[int, int],
+    batch: int = 1,
+    word: str | None = None,
+    noun: bool = True,
+    flip: bool | None = None,
+    zoom: tuple[float, float] = (1.0, 1.25),
+    templates: str | Sequence[str] = "auto",
+    captions: bool = True,
+    variants: int = 0,
+) -> Source:
+    """Views of the photos with their prompts.
+
+    Args:
+        refs: The photos.
+        size: Side of the square views in pixels, or (height, width).
+        batch: Rows a batch.
+        word: What stands for the concept in prompts; default: the references' placeholder.
+        noun: Whether the noun follows the word.
+        flip: Whether half the views are mirrored; default: unless faces are learnt.
+        zoom: Least and greatest zoom; 1 shows a full square of the photo, below 1 shrinks it on grey.
+        templates: A name of `TEMPLATES`, "auto" (by role), or sentences with ``{}``.
+        captions: Whether a photo's own caption is used where it has one.
+        variants: How many fixed views every photo has, each with a key; 0 draws a new view every time.
+
+    Raises:
+        FromfewError: A range or template is not allowed.
+    """
+    if not 0.1 <= zoom[0] <= zoom[1] <= 8:
+        raise FromfewError(
+            f"The zoom must rise from at least 0.1 to at most 8, not {zoom[0]:g} to {zoom[1]:g}."
+        )
+    frame = _pair(size)
+    flip = refs.role != "face" if flip is None else flip
+    lines = sentences(templates, refs.role)
+    word = refs.placeholder if word is None else word
+    side = math.ceil(max(frame) * max(1.0, zoom[1]))
+    images = [shrunk(photo.image, side) for photo in refs.photos]
+    masks = [photo.mask and shrunk(photo.mask, side, mask=True) for photo in refs.photos]
+    weights = [photo.repeats for photo in refs.photos]
+
+    def caption(rng: Generator, index: int, factor: float) -> str:
+        own = refs.photos[index].caption if captions else None
+        if own:
+            return worded(own, word, refs.noun, style=refs.role == "style", keep_noun=noun)
+        text = filled(lines[pick(rng, len(lines))], word, refs.noun if noun else None, refs.role)
+        return viewed(text, factor, pick(rng, 2))
+
+    def source(rng: Generator) -> Batch:
+        rows: list[tuple[Tensor, Tensor | None, str, Hashable | None]] = []
+        for index in _choose(rng, weights, batch):
+            sha = refs.photos[index].sha256
+            key = (sha[:16], index, pick(rng, variants), frame, zoom, flip) if variants else None
+            view = draw_view(_seeded(key) if key else rng, images[index], masks[index], zoom, flip)
+            picture = picture_tensor(see(images[index], view, frame))
+            rows.append(
+                (picture, mask_tensor(masks[index], view, frame), caption(rng, index, view.zoom), key)
+            )
+        return Batch(
+            torch.stack([row[0] for row in rows]), _stack_masks([row[1] for row in rows], frame),
+            [row[2] for row in rows], ["photo"] * len(rows), [row[3] for row in rows],
+        )  # fmt: skip
+
+    return source
+
+
+def class_batches(
+    pictures: Sequence[Image.Image],
+    *,
+    noun: str,
+    size: int | tuple[int, int],
+    batch: int = 1,
+    flip: bool = True,
+    templates: str | Sequence[str] = ("a {}",),
+) -> Source:
+    """Pictures of the plain noun, with prompts that name it and nothing else.
+
+    Args:
+        pictures: RGB pictures, such as `class_images` gives.
+        noun: The noun.
+        size: Side in pixels, or (height, width).
+        batch: Rows a batch.
+        flip: Whether half of them are mirrored.
+        templates: As for `photo_batches`.
+    """
+    if not pictures:
+        raise FromfewError(f"There are no class pictures of '{noun}'.")
+    frame = _pair(size)
+    lines = sentences(templates)
+
+    def source(rng: Generator) -> Batch:
+        images, words, keys = [], [], []
+        for index in _choose(rng, [1] * len(pictures), batch):
+            picture, turned = pictures[index], flip and uniform(rng) < 0.5
+            side = min(picture.size)
+            left, top = (picture.width - side) / 2, (picture.height - side) / 2
+            view = View((left, top, left + side, top + side), 1.0, (0, 0), turned, 1.0)
+            images.append(picture_tensor(see(picture, view, frame)))
+            words.append(class_prompt(lines[pick(rng, len(lines))], noun))
+            keys.append(("class", noun, index, turned, frame))
+        return Batch(torch.stack(images), None, words, ["class"] * len(words), list(keys))
+
+    return source
+
+
+def joined(*sources: Source) -> Source:
+    """The rows of several sources in one batch, in their order."""
+
+    def source(rng: Generator) -> Batch:
+        parts = [one(rng) for one in sources]
+        size = parts[0].images.shape[-2:]
+        masks = None
+        if any(part.masks is not None for part in parts):
+            masks = torch.cat([torch.ones(len(p), 1, *size) if p.masks is None else p.masks for p in parts])
+        return Batch(
+            torch.cat([part.images for part in parts]), masks, [c for part in parts for c in part.captions],
+            [of for part in parts for of in part.of], [key for part in parts for key in part.keys],
+        )  # fmt: skip
+
+    return source
+
+
+def _cache() -> Path:
+    home = os.environ.get("FROMFEW_CACHE")
+    return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fromfew"
+
+
+def class_images(
+    bb: Backbone, noun: str, count: int, *, seed: int, folder: Path | None = None, steps: int = 20,
+    guidance: float = 5.0, templates: str | Sequence[str] = ("a {}",),
+    watch: Callable[[int, int, str], None] | None = None,
+) -> list[Image.Image]:  # fmt: skip
+    """Pictures of the plain noun, drawn once by the untouched base and kept as PNG files.
+
+    Args:
+        bb: The base; nothing may be attached.
+        noun: What to draw.
+        count: How many pictures.
+        seed: Their seed.
+        folder: Where to keep them; default: the user's cache (``FROMFEW_CACHE``, else ``~/.cache/fromfew``).
+        steps: Sampling steps.
+        guidance: Scale of classifier-free guidance.
+        templates: As for `photo_batches`.
+        watch: Called with (done, count, what).
+    """
+    from fromfew.io.files import write_atomic
+    from fromfew.io.metadata import png_bytes
+    from fromfew.io.pictures import read_picture
+    from fromfew.make import make
+
+    lines = sentences(templates)
+    what = hashlib.sha256(repr((bb.fingerprint(), noun, seed, steps, guidance, lines)).encode()).hexdigest()
+    home = (folder or _cache() / "class") / f"{noun.replace(' ', '-')}-{what[:16]}"
+    # Eight at a time, each eight with a seed of its own: an interrupted run keeps what it drew, bit for bit.
+    for start in range(0, count, 8):
+        paths = [home / f"{index:04}.png" for index in range(start, start + 8)]
+        if not all(path.exists() for path in paths[: count - start]):
+            prompts = [class_prompt(lines[i % len(lines)], noun) for i in range(start, start + 8)]
+            drawn: Any = make(bb, prompts, guidance=guidance, steps=steps, seed=seed * 100_003 + start)
+            for path, image in zip(paths, drawn, strict=True):
+                write_atomic(path, png_bytes(image, {}))
+        if watch:
+            watch(min(start + 8, count), count, f"pictures of {with_article(noun)}")
+    return [read_picture(home / f"{index:04}.png").image for index in range(count)]

@@ -192,7 +192,7 @@ class Backbone(ABC):
         for name, module in self.modules_().items():
             # SDXL's autoencoder overflows in half precision, and says so.
             careful = name == "vae" and dtype == torch.float16 and getattr(self.vae.config, "force_upcast", False)
-            module.to(device=device, dtype=torch.float32 if careful else dtype)
+            nn.Module.to(module, device=device, dtype=torch.float32 if careful else dtype)
         self._kept.clear()
         self._fingerprint = None
         return self

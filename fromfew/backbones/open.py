@@ -47,7 +47,7 @@ def open_backbone(
         FromfewError: If there is no such model, it cannot be had offline, or it holds what is never loaded.
     """
     backbone = _open(str(name), dtype, revision, variant, config)
-    return backbone.to(device, dtype)
+    return backbone.to(device, None if backbone.dtype == dtype else dtype)
 
 
 def _open(

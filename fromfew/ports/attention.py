@@ -147,6 +147,10 @@ class AttentionPart(Part):
         """Probabilities ``[B, H, Lq, Lk]``; asking for them costs the fused kernel at this site."""
         return p
 
+    def settle(self, call: Call, y: Tensor) -> Tensor:
+        """What was read, ``[B, H, Lq, D]``, before further streams are added."""
+        return y
+
     def extra(self, call: Call) -> Iterable[Stream]:
         """Further keys and values."""
         return ()
@@ -251,7 +255,8 @@ class _Tap:
         for actor in self.actors:
             if actor.overrides("qkv"):
                 call = actor.part.qkv(replace(call, strength=actor.strength, state=actor.state))
-        asked = {stage: [a for a in self.actors if a.overrides(stage)] for stage in ("bias", "probs", "extra", "out")}
+        stages = ("bias", "probs", "settle", "extra", "out")
+        asked = {stage: [actor for actor in self.actors if actor.overrides(stage)] for stage in stages}
         for actor in asked["bias"]:
             more = actor.part.bias(replace(call, strength=actor.strength, state=actor.state))
             if more is not None:
@@ -260,6 +265,8 @@ class _Tap:
             y = self._slow(call, asked["probs"], options)
         else:
             y = F.scaled_dot_product_attention(call.q, call.k, call.v, attn_mask=call.bias, **options)
+        for actor in reversed(asked["settle"]):
+            y = actor.part.settle(replace(call, strength=actor.strength, state=actor.state), y)
         for actor in asked["extra"]:
             for stream in actor.part.extra(replace(call, strength=actor.strength, state=actor.state)):
                 y = _add_stream(y, call, stream, options)

@@ -17,12 +17,12 @@ __all__ = ["FeaturePart"]
 
 
 class FeaturePart(Part):
-    """Plain module hooks with handles: `modules` says where, `after` says what."""
+    """Plain module hooks with handles: `places` says where, `after` says what."""
 
     port = "feature"
 
     @abstractmethod
-    def modules(self, bb: Backbone) -> dict[str, nn.Module]:
+    def places(self, bb: Backbone) -> dict[str, nn.Module]:
         """Path and module of every place this part acts on."""
 
     @abstractmethod
@@ -36,6 +36,6 @@ class FeaturePart(Part):
             return None if bb.now is None else self.after(module, args[0], y, bb.now, strength)
 
         handle = Handle()
-        for module in self.modules(bb).values():
+        for module in self.places(bb).values():
             handle.also(module.register_forward_hook(hook).remove)
         return handle

@@ -46,7 +46,8 @@ class LinearPart(Part):
     def delta(self, path: str) -> Tensor:
         """The change of the weight at strength 1, ``[out, in]``."""
 
-    def changes_text(self) -> bool:
+    @property
+    def touches_text(self) -> bool:
         """True if a text encoder is among the targets."""
         return any(path.startswith("encoder.") for path in self.targets())
 
@@ -95,7 +96,8 @@ class DeltaPart(Part):
     def delta(self, path: str) -> Tensor:
         """The difference at strength 1, in the parameter's shape."""
 
-    def changes_text(self) -> bool:
+    @property
+    def touches_text(self) -> bool:
         """True if a text encoder is among the targets."""
         return any(path.startswith("encoder.") for path in self.shapes())
 

@@ -60,8 +60,9 @@ class Part(nn.Module, ABC):
     def check(self, bb: Backbone) -> None:
         """Raise `FromfewError` if this part does not fit the backbone; nothing is touched."""
 
-    def changes_text(self) -> bool:
-        """Whether training this part changes encoded prompts, so that they may not be kept between steps."""
+    @property
+    def touches_text(self) -> bool:
+        """Whether this part changes encoded prompts, so that they may not be kept while it is attached or learns."""
         return self.port == "text"
 
 
@@ -77,6 +78,10 @@ class Parts(nn.Module):
         for name, part in parts.items():
             if part is not None:
                 self.add_module(name, part)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def items(self) -> Iterator[tuple[str, Part]]:
         """Name and part, in order."""
@@ -127,6 +132,11 @@ class Attached:
     def __init__(self, bb: Backbone, what: Iterable[Any], strength: float = 1.0) -> None:
         self.bb = bb
         self.entries = [entry for thing in what for entry in _entries(thing, strength)]
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts, in the order of attaching."""
+        return [entry.part for entry in self.entries]
 
     def __enter__(self) -> Attached:
         for entry in self.entries:

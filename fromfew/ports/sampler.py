@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from fromfew.noise import NoisePath
 from fromfew.ports.part import Entry, Handle, Part, attached
+from fromfew.rows import Rows
 
 if TYPE_CHECKING:
-    from fromfew.backbones.base import Backbone
+    from fromfew.backbones.base import Backbone, Text
 
 __all__ = ["Moment", "SamplerPart", "attached_samplers"]
 
@@ -27,8 +29,11 @@ class Moment:
         next: Time after this step; 0 at the end.
         x: ``[I, C, h, w]`` latents, one a picture.
         noise: ``[I, C, h, w]`` the noise the pictures began from.
-        image: ``[I]`` long, index of each picture.
+        image: ``[I]`` long, index of each picture; a lead picture has -1.
         path: The model's noise path.
+        predict: Latents to the prediction of every guidance branch.
+        text: What is read, branch after branch.
+        rows: What every row of a prediction is.
         state: Whatever the part wants to keep until the drawing ends.
     """
 
@@ -40,6 +45,9 @@ class Moment:
     noise: Tensor
     image: Tensor
     path: NoisePath
+    predict: Callable[..., Mapping[str, Tensor]]
+    text: Text
+    rows: Rows
     state: dict[str, Any] = field(default_factory=dict)
 
 

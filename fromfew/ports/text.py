@@ -79,11 +79,13 @@ class Spliced:
         ids: ``[B, L]`` long.
         mask: ``[B, L]`` long, 1 where a token is not padding.
         where: For each prompt, the positions of every placeholder and of every plain word (lower case, no marks).
+        cut: For each prompt, the text that did not fit; empty if all did.
     """
 
     ids: Tensor
     mask: Tensor
     where: list[dict[str, list[int]]]
+    cut: list[str]
 
 
 def splice(
@@ -102,7 +104,7 @@ def splice(
     """
     head, tail = _ends(tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tail[-1]
-    rows, masks, where = [], [], []
+    rows, masks, where, cut = [], [], [], []
     for prompt in prompts:
         ids, places = _tokens(tokenizer, prompt, words)
         room = length - len(head) - len(tail)
@@ -112,8 +114,9 @@ def splice(
         row = [*head, *ids[:room], *tail]
         rows.append(row + [pad] * (length - len(row)))
         masks.append([1] * len(row) + [0] * (length - len(row)))
+        cut.append(tokenizer.decode(ids[room:]).strip() if len(ids) > room else "")
         where.append({name: [len(head) + i for i in at if i < room] for name, at in places.items()})
-    return Spliced(torch.tensor(rows), torch.tensor(masks), where)
+    return Spliced(torch.tensor(rows), torch.tensor(masks), where, cut)
 
 
 @contextmanager

@@ -1,0 +1,232 @@
+"""Concept: what was learned, as people keep, share and combine it: one safetensors file and one JSON file."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from fromfew import __version__
+from fromfew.errors import FromfewError, unknown
+from fromfew.io.files import read_regular, replace_folder, write_atomic
+from fromfew.io.tensors import read_tensors, write_tensors
+from fromfew.ports.part import Part, Parts
+
+if TYPE_CHECKING:
+    from fromfew.backbones.base import Backbone
+
+__all__ = ["Card", "Concept", "kinds", "load", "versions"]
+
+SCHEMA = 1
+_TENSORS, _JSON = "concept.safetensors", "concept.json"
+_JSON_LIMIT = 64 * 2**20
+_MOST_PARTS = 64
+
+
+def kinds() -> list[str]:
+    """Names of the parts a concept may consist of: the files of ``fromfew/parts``, and nothing else."""
+    folder = Path(__file__).with_name("parts")
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    from importlib.metadata import version
+
+    found = {name: version(name) for name in ("torch", "diffusers", "transformers")}
+    return {"fromfew": __version__, "python": platform.python_version(), **found}
+
+
+@dataclass(frozen=True)
+class Card:
+    """Where a concept comes from; all plain JSON."""
+
+    method: str
+    """Name of the method."""
+    settings: Mapping[str, Any]
+    """Its settings, as resolved for the base."""
+    base: Mapping[str, str]
+    """Name, family and fingerprint of the base it was learned on."""
+    photos: tuple[str, ...] = ()
+    """SHA-256 of every photo."""
+    seed: int = 0
+    """Seed of learning."""
+    steps: int = 0
+    """Optimiser steps over all stages."""
+    loss: float | None = None
+    """Mean loss of the last steps."""
+    seconds: float = 0.0
+    """Time spent learning."""
+    learned: int = 0
+    """How many numbers were learned."""
+    bytes: int = 0
+    """Their size."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the software."""
+    rights: str = "The photos' owner decides; ask people shown in them before you share this concept."
+    """Who may use it for what."""
+
+
+@dataclass(frozen=True, eq=False)
+class Concept:
+    """A few parts, and the card that says where they come from.
+
+    Args:
+        name: What people call it.
+        placeholder: What stands for it in prompts, or None if it needs no word.
+        noun: The plain noun of what it is, or None.
+        parts: What is attached to a model.
+        card: Where it comes from.
+        strength: Factor of everything it does; 0 is the base itself.
+    """
+
+    name: str
+    placeholder: str | None
+    noun: str | None
+    parts: Parts
+    card: Card
+    strength: float = 1.0
+
+    def scaled(self, strength: float) -> Concept:
+        """The same concept, this much as strong as it is now."""
+        return replace(self, strength=self.strength * strength)
+
+    def check(self, bb: Backbone) -> None:
+        """Raise `FromfewError` if the concept does not fit a backbone; nothing is touched."""
+        try:
+            for part in self.parts:
+                part.check(bb)
+        except FromfewError as error:
+            base = self.card.base
+            raise FromfewError(
+                f"Concept '{self.name}' was learned on '{base.get('name')}' ({base.get('family')}) and cannot be used "
+                f"with '{bb.name}' ({bb.family}). {error}"
+            ) from error
+
+    def same_base(self, bb: Backbone) -> bool:
+        """Whether this is, to the bit, the base the concept was learned on."""
+        return self.card.base.get("fingerprint") == bb.fingerprint()
+
+    def save(self, folder: Path | str) -> Path:
+        """Write ``concept.safetensors`` and ``concept.json``, both or neither; returns the folder."""
+        folder = Path(folder)
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.parts.state_dict().items()}
+        about = {
+            "schema": SCHEMA,
+            "name": self.name,
+            "placeholder": self.placeholder,
+            "noun": self.noun,
+            "strength": self.strength,
+            "parts": [{"name": n, "kind": part.kind, "config": part.config()} for n, part in self.parts.items()],
+            "card": asdict(self.card),
+        }
+        with replace_folder(folder) as fresh:
+            write_tensors(fresh / _TENSORS, tensors)
+            write_atomic(fresh / _JSON, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Self:
+        """Read a concept; runs nothing that the folder brings along.
+
+        Raises:
+            FromfewError: If the folder is no concept, is damaged, or was written by a newer version.
+        """
+        folder = Path(folder)
+        if not (folder / _JSON).exists():
+            raise FromfewError(f"'{folder}' holds no concept: there is no {_JSON} in it.")
+        try:
+            about = json.loads(read_regular(folder / _JSON, _JSON_LIMIT).decode("utf-8"))
+            if not isinstance(about, dict):
+                raise ValueError("it is not an object")
+            _check_schema(about, folder)
+            parts = _parts(about["parts"])
+            _fill(parts, read_tensors(folder / _TENSORS))
+            return cls(*_naming(about), parts, _card(about["card"]), float(about.get("strength", 1.0)))
+        except FromfewError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError) as error:
+            raise FromfewError(f"'{folder}' is damaged: {_reason(error)}.") from error
+
+    def __repr__(self) -> str:
+        return f"Concept({self.name!r}, {self.placeholder!r}, {self.parts!r})"
+
+
+def load(folder: Path | str) -> Concept:
+    """Read a concept from its folder."""
+    return Concept.load(folder)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
+
+
+def _check_schema(about: Mapping[str, Any], folder: Path) -> None:
+    schema = about.get("schema")
+    if not isinstance(schema, int) or schema < 1:
+        raise ValueError("it has no schema version")
+    if schema > SCHEMA:
+        raise FromfewError(f"'{folder}' was written by a newer fromfew (schema {schema}, known: {SCHEMA}). Upgrade.")
+
+
+def _naming(about: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
+    name, placeholder, noun = about["name"], about["placeholder"], about["noun"]
+    if not isinstance(name, str) or not all(value is None or isinstance(value, str) for value in (placeholder, noun)):
+        raise ValueError("name, placeholder or noun is not text")
+    return name, placeholder, noun
+
+
+def _parts(described: Any) -> Parts:
+    """Empty parts (on the meta device: nothing is allocated) as the JSON describes them."""
+    if not isinstance(described, list) or len(described) > _MOST_PARTS:
+        raise ValueError(f"its parts are not a list of at most {_MOST_PARTS}")
+    found: dict[str, Part] = {}
+    for one in described:
+        name, kind, config = one["name"], one["kind"], one["config"]
+        if not isinstance(name, str) or not name.isidentifier() or name in found or not isinstance(config, dict):
+            raise ValueError("a part has no proper name or configuration")
+        with torch.device("meta"):
+            found[name] = _class_of(kind).build(config)
+    return Parts(**found)
+
+
+def _class_of(kind: Any) -> type[Part]:
+    """The part class of a kind, from the allow-list."""
+    if not isinstance(kind, str) or kind not in kinds():
+        raise unknown("part", str(kind)[:60], kinds())
+    module = import_module(f"fromfew.parts.{kind}")
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, Part) and value.__dict__.get("kind") == kind:
+            return value
+    raise FromfewError(f"fromfew/parts/{kind}.py defines no part of that kind.")
+
+
+def _fill(parts: Parts, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put the numbers in; names and shapes must be exactly those described."""
+    wanted = parts.state_dict()
+    if set(wanted) != set(tensors):
+        odd = sorted(set(wanted) ^ set(tensors))[0]
+        raise ValueError(f"its two files disagree about '{odd[:80]}'")
+    for name, value in tensors.items():
+        if value.shape != wanted[name].shape or value.dtype.is_floating_point != wanted[name].dtype.is_floating_point:
+            raise ValueError(f"'{name[:80]}' is {tuple(value.shape)}, described as {tuple(wanted[name].shape)}")
+        if value.dtype.is_floating_point and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"'{name[:80]}' holds a number that is not finite")
+    parts.load_state_dict(dict(tensors), strict=True, assign=True)
+    parts.requires_grad_(False)
+    parts.eval()
+
+
+def _card(described: Any) -> Card:
+    known = {one.name for one in fields(Card)}
+    card = Card(**{name: value for name, value in described.items() if name in known})
+    if not isinstance(card.method, str) or not isinstance(card.base, dict):
+        raise ValueError("its card names no method or base")
+    return replace(card, photos=tuple(card.photos))

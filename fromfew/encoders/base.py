@@ -1,0 +1,45 @@
+"""Eye: a frozen image encoder; pictures in, features out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from torch import Tensor
+
+__all__ = ["Eye", "open_eye"]
+
+
+class Eye(ABC):
+    """A frozen image encoder."""
+
+    name: str
+    width: int
+    """Width of the pooled features."""
+    patch_width: int
+    """Width of the features of every patch."""
+
+    @abstractmethod
+    def pooled(self, images: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` in [-1, 1] to one vector each, ``[B, width]``; gradients pass."""
+
+    @abstractmethod
+    def patches(self, images: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` in [-1, 1] to the features of every patch, ``[B, N, patch_width]``; gradients pass."""
+
+
+def open_eye(name: str, *, device: str = "cpu") -> Eye:
+    """An image encoder by name.
+
+    Args:
+        name: ``"world"`` (comes with fromfew), a folder, or a hub id of a CLIP vision model.
+        device: Where it runs.
+
+    Raises:
+        FromfewError: If there is none, or the hub cannot be reached and nothing is kept from it.
+    """
+    from fromfew.encoders.clip import ClipEye
+
+    if name == "world":
+        return ClipEye(str(Path(__file__).parent.parent / "weights" / "eye"), device=device)
+    return ClipEye(name, device=device)

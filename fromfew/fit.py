@@ -1,0 +1,307 @@
+"""The only training loop: deterministic, and resumable bit for bit from a kill at any moment.
+
+Every step draws from a generator of its own, seeded from the stage's seed and the step's number; so the number of the
+step is all there is to remember of chance and of the data's position.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Generator, Tensor, nn
+
+from fromfew.checkpoint import load_state, save_state
+from fromfew.errors import FromfewError
+from fromfew.ports.part import Part, Parts
+from fromfew.rows import Rows
+
+if TYPE_CHECKING:
+    from fromfew.backbones.base import Backbone, Text
+    from fromfew.data import Batch, Source
+
+__all__ = ["History", "Stage", "Step", "Term", "Watch", "fit", "generator", "look"]
+
+Watch = Callable[..., object]
+"""Called after every step with (steps done, steps in all, a note such as "loss 0.123")."""
+
+
+@dataclass(eq=False)
+class Step:
+    """One step of learning, with everything a loss might want; every tensor has ``B`` rows.
+
+    Args:
+        x0: ``[B, C, h, w]`` clean latents.
+        noise: ``[B, C, h, w]``.
+        t: ``[B]`` times in (0, 1).
+        xt: ``[B, C, h, w]`` what the model sees.
+        pred: ``[B, C, h, w]`` what it says.
+        target: ``[B, C, h, w]`` what it should say.
+        text: The encoded captions.
+        rows: What every row is.
+        batch: Pictures, masks, captions and sources.
+        maps: Attention of chosen words, ``[B, h, w]`` each, if the stage asked for it.
+    """
+
+    x0: Tensor
+    noise: Tensor
+    t: Tensor
+    xt: Tensor
+    pred: Tensor
+    target: Tensor
+    text: Text
+    rows: Rows
+    batch: Batch
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+Term = Callable[[Step], Tensor]
+"""One number per row, ``[B]``; the loop averages and weighs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """What to minimise, over what, and what may move.
+
+    Args:
+        steps: Optimiser steps.
+        batches: A batch from a generator, without memory of earlier ones.
+        terms: (weight, term) pairs; their weighted sum is minimised.
+        train: Part or module to its learning rate; what is not named stays still.
+        times: Replaces the model's own draw of times: ``(n, rng) -> [n]``.
+        schedule: How the learning rate goes: constant, or down to 0 along a line or a cosine.
+        warmup: Steps over which the learning rate rises from 0.
+        clip: Largest norm of the gradient.
+        decay: Weight decay of AdamW.
+        attach: Parts built anew for every batch, such as a stream that holds each row's picture.
+        record: Words whose attention is recorded for the terms.
+        name: Shown in messages.
+    """
+
+    steps: int
+    batches: Source
+    terms: Sequence[tuple[float, Term]]
+    train: Mapping[nn.Module, float]
+    times: Callable[[int, Generator], Tensor] | None = None
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: int = 0
+    clip: float = 1.0
+    decay: float = 0.0
+    attach: Callable[[Batch, Generator], Parts] | None = None
+    record: tuple[str, ...] = ()
+    name: str = "learn"
+
+
+@dataclass
+class History:
+    """What happened: the loss of every step, seconds spent, and the step at which a stage was resumed."""
+
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    resumed: int = 0
+
+    def mean(self, last: int = 20) -> float:
+        """Mean loss of the last steps."""
+        tail = self.losses[-last:]
+        return sum(tail) / len(tail) if tail else math.nan
+
+
+def generator(seed: int, step: int = 0) -> Generator:
+    """A generator of its own for every (seed, step)."""
+    # Golden-ratio mixing keeps neighbouring seeds and steps apart; manual_seed takes 64 bits.
+    return torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 1) % 2**63)
+
+
+def fit(
+    bb: Backbone,
+    parts: Parts,
+    stage: Stage,
+    *,
+    rng: Generator,
+    watch: Watch | None = None,
+    resume: Path | None = None,
+    every: float = 20.0,
+    mark: str = "",
+) -> History:
+    """Minimise a stage's terms over its parts; the base is never written.
+
+    Args:
+        bb: A frozen backbone.
+        parts: All parts of the concept; they are attached while learning.
+        stage: What to do.
+        rng: One number is drawn from it; all else follows from that number.
+        watch: Called after every step.
+        resume: File that keeps the state; if it exists, learning goes on from it.
+        every: Seconds between two writings of that file.
+        mark: What identifies the run besides its stage, such as photos and settings.
+
+    Raises:
+        FromfewError: If the loss or a gradient is not finite (the last good state is kept), or the file at
+            ``resume`` belongs to another run.
+    """
+    seed = int(torch.randint(2**62, (1,), generator=rng))
+    loop = _Loop(bb, parts, stage, seed, mark)
+    history, start = History(), time.monotonic()
+    if resume is not None and resume.exists():
+        history.losses = load_state(resume, loop.modules, loop.optimiser, loop.mark)
+        history.resumed = len(history.losses)
+
+    def keep() -> None:
+        if resume is not None:
+            save_state(resume, loop.modules, loop.optimiser, loop.mark, history.losses)
+
+    written = time.monotonic()
+    with loop, bb.attach(parts):
+        try:
+            for step in range(history.resumed, stage.steps):
+                history.losses.append(loop.step(step))
+                if watch is not None:
+                    watch(step + 1, stage.steps, f"loss {history.losses[-1]:.3f}")
+                if time.monotonic() - written > every:
+                    keep()
+                    written = time.monotonic()
+        except (_NotFinite, KeyboardInterrupt) as stop:
+            keep()
+            if isinstance(stop, KeyboardInterrupt):
+                raise
+            raise FromfewError(_advice(stage, len(history.losses), str(stop), resume)) from None
+    if history.resumed < stage.steps:
+        keep()
+    history.seconds = time.monotonic() - start
+    return history
+
+
+def look(bb: Backbone, parts: Parts, stage: Stage, *, seed: int, count: int = 4) -> float:
+    """The stage's loss on fixed pictures, noise and times, without learning: comparable before and after."""
+    loop = _Loop(bb, parts, stage, seed)
+    with torch.no_grad(), bb.attach(parts):
+        return sum(float(loop.loss(step)) for step in range(count)) / count
+
+
+class _NotFinite(Exception):
+    pass
+
+
+class _Loop:
+    """State of one stage: optimiser, kept latents and texts."""
+
+    def __init__(self, bb: Backbone, parts: Parts, stage: Stage, seed: int, mark: str = "") -> None:
+        self.bb, self.parts, self.stage, self.seed = bb, parts, stage, seed
+        self.modules = [module for module in stage.train if any(True for _ in module.parameters())]
+        groups = [{"params": list(m.parameters()), "lr": stage.train[m], "base": stage.train[m]} for m in self.modules]
+        self.optimiser = torch.optim.AdamW(groups, weight_decay=stage.decay) if groups else None
+        self.latents: dict[Hashable, Tensor] = {}
+        self.texts: dict[str, Text] = {}
+        learning = [part for part in self.modules if isinstance(part, Part) and part.touches_text]
+        words = [getattr(part, "placeholder", None) for part in learning]
+        self.text_learns = any(word is None for word in words)
+        self.words = [word for word in words if word]
+        self.mark = f"{mark} {seed} {stage.name} {stage.steps} {sorted(stage.train.values())} {bb.fingerprint()}"
+
+    def __enter__(self) -> _Loop:
+        self.parts.requires_grad_(False)
+        for module in self.modules:
+            module.requires_grad_(True)
+            module.train()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for module in self.modules:
+            module.requires_grad_(False)
+            module.eval()
+
+    def step(self, step: int) -> float:
+        """One optimiser step; its loss."""
+        optimiser = self.optimiser
+        loss = self.loss(step)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise _NotFinite("loss")
+        if optimiser is None or not loss.requires_grad:
+            return value
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        trained = [p for group in optimiser.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(trained, self.stage.clip)
+        if not bool(torch.isfinite(norm)):
+            raise _NotFinite("gradient")
+        for group in optimiser.param_groups:
+            group["lr"] = group["base"] * self._factor(step)
+        optimiser.step()
+        return value
+
+    def _factor(self, step: int) -> float:
+        stage = self.stage
+        rise = min(1.0, (step + 1) / (stage.warmup + 1))
+        done = step / stage.steps
+        fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+        return rise * fall[stage.schedule]
+
+    def loss(self, step: int) -> Tensor:
+        """The weighted sum of the terms at this step."""
+        rng = generator(self.seed, step)
+        batch = self.stage.batches(rng)
+        x0 = self._encode(batch)
+        noise = torch.randn(x0.shape, generator=rng).to(x0)
+        draw = self.stage.times or self.bb.path.draw
+        t = draw(len(x0), rng).to(x0.device)
+        extra = self.stage.attach(batch, rng) if self.stage.attach else Parts()
+        maps = _recorder(self.stage.record)
+        with self.bb.attach(extra, *maps) as there:
+            text = self._embed(batch.captions)
+            rows = Rows.plain(len(x0), t)
+            xt = self.bb.path.mix(x0, noise, t)
+            pred = self.bb.predict(xt, t, text, rows)
+            seen = maps[0].read(there, text) if maps else {}
+        target = self.bb.path.target(x0, noise, t)
+        now = Step(x0, noise, t, xt, pred, target, text, rows, batch, seen)
+        return torch.stack([weight * term(now).mean() for weight, term in self.stage.terms]).sum()
+
+    def _encode(self, batch: Batch) -> Tensor:
+        rows = []
+        for i, key in enumerate(batch.keys):
+            latent = None if key is None else self.latents.get(key)
+            if latent is None:
+                # One by one: the bits must not depend on what happened to be kept already.
+                with torch.no_grad():
+                    latent = self.bb.encode(batch.images[i : i + 1])
+                if key is not None:
+                    self.latents[key] = latent
+            rows.append(latent)
+        return torch.cat(rows)
+
+    def _embed(self, captions: Sequence[str]) -> Text:
+        from fromfew.backbones.text import Text
+
+        moving = [c for c in captions if self.text_learns or any(word in c for word in self.words)]
+        for caption in captions:
+            if caption not in moving and caption not in self.texts:
+                # One by one: the bits must not depend on what happened to be kept already.
+                with torch.no_grad():
+                    self.texts[caption] = self.bb.embed([caption])
+        fresh = self.bb.embed(moving) if moving else None
+        order = iter(range(len(moving)))
+        pick = [fresh.select([next(order)]) if fresh and c in moving else self.texts[c] for c in captions]
+        return fresh if fresh and len(moving) == len(captions) else Text.join(pick)
+
+
+def _recorder(words: tuple[str, ...]) -> tuple:
+    if not words:
+        return ()
+    from fromfew.parts.record import Record
+
+    return (Record(words),)
+
+
+def _advice(stage: Stage, step: int, what: str, kept: Path | None) -> str:
+    rates = ", ".join(f"{rate:g}" for rate in sorted(set(stage.train.values())))
+    where = f" The last good state is kept at '{kept}'." if kept else ""
+    return (
+        f"The {what} is not a finite number after step {step} of {stage.steps} ('{stage.name}'). The likely cause is a "
+        f"learning rate too high for this model (now {rates}); try a third of it.{where}"
+    )

@@ -1,0 +1,385 @@
+"""Method: frozen settings and what to do with them; three kinds: tuned, encoded and free."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from fromfew.errors import FromfewError, unknown
+from fromfew.recipes import recipe
+from fromfew.registry import cards, find, names
+
+if TYPE_CHECKING:
+    from torch import Generator, nn
+
+    from fromfew.backbones.base import Backbone
+    from fromfew.concept import Concept
+    from fromfew.data import Source
+    from fromfew.fit import History, Stage, Watch
+    from fromfew.parts.word import Word
+    from fromfew.ports.part import Part, Parts
+    from fromfew.references import References
+
+__all__ = ["Encoded", "Free", "Learner", "Tuned", "cards", "find", "names"]
+
+@dataclass(frozen=True, kw_only=True)
+class Learner(ABC):
+    """Frozen settings of one method; equal settings are equal methods."""
+
+    couples_images: ClassVar[bool] = False
+
+    @classmethod
+    def name(cls) -> str:
+        """The method's name: that of its file."""
+        return cls.__module__.rpartition(".")[2].replace("_", "-")
+
+    @classmethod
+    def card(cls) -> Mapping[str, Any]:
+        """The literal at the head of the method's file."""
+        card = vars(import_module(cls.__module__))["CARD"]
+        return dict(card)
+
+    def settings(self) -> dict[str, Any]:
+        """All settings as plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """A method from plain settings.
+
+        Raises:
+            FromfewError: If a setting is unknown.
+        """
+        known = [one.name for one in fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise unknown(f"setting of {cls.name()}", name, known)
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()})
+
+    def resolved(self, bb: Backbone) -> Self:
+        """The same method with every setting that was left open filled in for this base."""
+        known = {one.name for one in fields(self)}
+        usual = {name: value for name, value in recipe(self.name(), bb.name).items() if name in known}
+        return replace(self, **{name: value for name, value in usual.items() if getattr(self, name) is None})
+
+    def needs(self, bb: Backbone) -> list[str]:
+        """Why the method cannot work on this base; empty if it can."""
+        ports = self.card().get("ports", ())
+        return ["it acts on attention, and this base has no sites"] if "attention" in ports and not bb.sites else []
+
+    def refuse(self, bb: Backbone, refs: References | None) -> None:
+        """Raise before any work is done if base or photos do not suit.
+
+        Raises:
+            FromfewError: With all reasons.
+        """
+        reasons = self.needs(bb)
+        least = self.card()["photos"][0]
+        count = len(refs) if refs is not None else 0
+        if count < least:
+            reasons.append(f"it needs at least {least} photo{'s' if least > 1 else ''}, not {count}")
+        if reasons:
+            raise FromfewError(f"{self.name()} cannot learn this on '{bb.name}': {'; '.join(reasons)}.")
+
+    @abstractmethod
+    def learn(
+        self,
+        bb: Backbone,
+        refs: References | None,
+        *,
+        seed: int = 0,
+        watch: Watch | None = None,
+        work: Path | None = None,
+    ) -> Concept:
+        """Photos to a concept; the base is the same afterwards, bit for bit."""
+
+    def _concept(
+        self, bb: Backbone, refs: References | None, parts: Parts, seed: int, history: Iterable[History] = ()
+    ) -> Concept:
+        from fromfew.concept import Card, Concept, versions
+
+        history = list(history)
+        losses = [loss for one in history for loss in one.losses]
+        parts.requires_grad_(False)
+        parts.eval()
+        card = Card(
+            method=self.name(),
+            settings=self.settings(),
+            base={"name": bb.name, "family": bb.family, "fingerprint": bb.fingerprint()},
+            photos=refs.hashes if refs is not None else (),
+            seed=seed,
+            steps=len(losses),
+            loss=sum(losses[-20:]) / len(losses[-20:]) if losses else None,
+            seconds=round(sum(one.seconds for one in history), 3),
+            learned=parts.count(),
+            bytes=sum(value.numel() * value.element_size() for value in parts.state_dict().values()),
+            versions=versions(),
+        )
+        name = refs.placeholder.strip("<>") if refs is not None else self.name()
+        answers = refs.placeholder if refs is not None and any(_answers(part) for part in parts) else None
+        return Concept(name, answers, refs.noun if refs is not None else None, parts, card)
+
+
+def _answers(part: Part) -> bool:
+    return getattr(part, "placeholder", None) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned(Learner):
+    """Learns at test time: names parts and stages; `learn` is final."""
+
+    modifier: Literal["word", "rare", "text"] = "word"
+    """What stands for the subject in prompts: a learned word, a rare token, or plain text (see text)."""
+    text: str | None = None
+    """The rare token, or the plain text; for a learned word, what it begins as. Chosen by itself if left open."""
+    steps: int | None = None
+    """Optimiser steps; chosen for the base if left open."""
+    batch: int | None = None
+    """Photos per step; chosen for the base if left open."""
+    lr: float | None = None
+    """Learning rate; chosen for the base if left open."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes: constant, or down to 0 along a line or a cosine."""
+    prior: float = 0.0
+    """Weight of pictures of the plain noun, which keep its meaning; 0 leaves them out."""
+    class_images: int | None = None
+    """How many pictures of the plain noun the base draws, once; chosen for the base if left open."""
+    masked: bool = True
+    """Whether only the subject counts in photos that have a mask."""
+    captions: bool = True
+    """Whether photos that have a caption are learned with it instead of a template."""
+    noun: bool = True
+    """Whether the noun follows the word in templates, as in "a <v> cat"."""
+    zoom: tuple[float, float] = (1.0, 1.25)
+    """Least and greatest zoom of the views taken of every photo."""
+    views: int = 16
+    """How many views of every photo are used; 0 draws a new one every time."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot be meant.
+
+        Raises:
+            FromfewError: Naming the setting.
+        """
+        positive = {name: getattr(self, name) for name in ("steps", "batch", "lr", "class_images")}
+        for name, value in positive.items():
+            if value is not None and not value > 0:
+                raise FromfewError(f"{name} must be above 0, not {value}.")
+        for name, choices in (("modifier", ("word", "rare", "text")), ("schedule", ("constant", "linear", "cosine"))):
+            if getattr(self, name) not in choices:
+                raise unknown(name, str(getattr(self, name)), choices)
+        if self.prior < 0 or self.views < 0:
+            raise FromfewError("prior and views must not be below 0.")
+        if self.modifier == "text" and not self.text:
+            raise FromfewError("With modifier 'text' say which text: text='...'.")
+
+    @abstractmethod
+    def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
+        """What is attached and learned; chance comes from ``rng`` only."""
+
+    @abstractmethod
+    def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
+        """What to minimise, stage after stage."""
+
+    def learn(
+        self,
+        bb: Backbone,
+        refs: References | None,
+        *,
+        seed: int = 0,
+        watch: Watch | None = None,
+        work: Path | None = None,
+    ) -> Concept:
+        """Photos to a concept.
+
+        Args:
+            bb: The frozen base.
+            refs: The photos.
+            seed: All chance follows from it.
+            watch: Called as ``watch(done, total, note)``.
+            work: Folder that keeps the state; the same call goes on from there after a kill, with the same bits.
+
+        Raises:
+            FromfewError: If base, photos or settings do not suit, or learning diverges.
+        """
+        from fromfew.fit import fit, generator
+
+        if refs is None:
+            raise FromfewError(f"{self.name()} learns from photos; none were given.")
+        me = self.resolved(bb)
+        me.refuse(bb, refs)
+        rng = generator(seed)
+        parts = me.parts(bb, refs, rng)
+        mark = f"{me!r} {refs.hashes} {refs.noun} {refs.placeholder} {seed}"
+        history = []
+        for number, stage in enumerate(me.stages(bb, refs, parts, seed=seed)):
+            kept = work / f"stage-{number}.safetensors" if work is not None else None
+            history.append(fit(bb, parts, stage, rng=rng, watch=watch, resume=kept, mark=mark))
+        return me._concept(bb, refs, parts, seed, history)
+
+    def word(self, bb: Backbone, refs: References, rng: Generator, *, count: int = 1, start: str = "") -> Word:
+        """The concept's word, as ``modifier`` wants it; a learned one begins as ``text``, else as ``start``."""
+        from fromfew.parts.word import Word
+
+        if self.modifier == "text":
+            return Word.plain(refs.placeholder, str(self.text))
+        if self.modifier == "rare":
+            return Word.plain(refs.placeholder, self.text or rare(bb))
+        return Word.learned(bb, refs.placeholder, self.text or start or rare(bb), count, rng)
+
+    def photos(self, bb: Backbone, refs: References) -> Source:
+        """Batches of the photos with their prompts, as the shared settings say."""
+        from fromfew.data import photo_batches
+
+        if not self.masked:
+            refs = replace(refs, photos=tuple(replace(photo, mask=None) for photo in refs.photos))
+        templates = "plain" if getattr(bb, "templates", "photo") == "plain" else "auto"
+        return photo_batches(
+            refs,
+            size=bb.default_size,
+            batch=self.batch or 1,
+            noun=self.noun,
+            zoom=self.zoom,
+            templates=templates,
+            captions=self.captions,
+            variants=self.views,
+        )
+
+    def with_prior(self, bb: Backbone, refs: References, *, seed: int, watch: Watch | None = None) -> Source:
+        """The photos joined, if ``prior`` is above 0, by as many pictures of the plain noun.
+
+        Raises:
+            FromfewError: If there is no noun.
+        """
+        from fromfew.data import class_batches, class_images, joined
+
+        photos = self.photos(bb, refs)
+        if not self.prior:
+            return photos
+        if refs.noun is None:
+            raise FromfewError('Pictures of the plain noun need one: say what the photos show with --noun "...".')
+        steps = min(bb.defaults.steps, 25)
+        drawn = class_images(bb, refs.noun, self.class_images or 16, seed=seed, steps=steps, watch=watch)
+        return joined(photos, class_batches(drawn, noun=refs.noun, size=bb.default_size, batch=self.batch or 1))
+
+    def terms(self) -> list[tuple[float, Any]]:
+        """Denoising of the photos (inside their masks), and of the plain noun's pictures, weighted by ``prior``."""
+        from fromfew.losses import denoise, masked, only
+
+        photo = masked if self.masked or self.zoom[0] < 1 else denoise
+        if not self.prior:
+            return [(1.0, photo)]
+        return [(1.0, only("photo", photo)), (self.prior, only("class", denoise))]
+
+
+def rare(bb: Backbone) -> str:
+    """A short word that the base's first tokenizer knows as one token and that means nothing to people."""
+    tokenizer = next(iter(bb.text_encoders.values())).tokenizer
+    for word in ("ktn", "pll", "ucd", "sks", "olis", "zwx", "qx", "zq", "x"):
+        if len(tokenizer(word, add_special_tokens=False).input_ids) == 1:
+            return word
+    return "ktn"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded(Learner):
+    """A pre-trained adapter: one forward pass reads the photos."""
+
+    weights: str | None = None
+    """File of the adapter's weights; those that come with fromfew for this base if left open."""
+
+    @abstractmethod
+    def modules(self, bb: Backbone) -> nn.Module:
+        """What pre-training trains and weights fill."""
+
+    @abstractmethod
+    def read(self, bb: Backbone, refs: References, modules: nn.Module) -> Parts:
+        """The photos, read."""
+
+    @abstractmethod
+    def pretrain(self, bb: Backbone, modules: nn.Module, batches: Source, *, steps: int, lr: float) -> Stage:
+        """The stage that trains the modules on pictures of many things; every row shows itself to the adapter."""
+
+    def file(self, bb: Backbone) -> Path:
+        """Where the weights for this base lie."""
+        if self.weights is not None:
+            return Path(self.weights)
+        return Path(__file__).parent / "weights" / self.name() / f"{bb.name}.safetensors"
+
+    def needs(self, bb: Backbone) -> list[str]:
+        """Also: weights for this base."""
+        file = self.file(bb)
+        missing = [] if file.is_file() else [f"there are no weights for this base at '{file}' (set weights=...)"]
+        return [*super().needs(bb), *missing]
+
+    def filled(self, bb: Backbone) -> nn.Module:
+        """The modules with their weights.
+
+        Raises:
+            FromfewError: If the file belongs to another base or other settings.
+        """
+        from fromfew.io.tensors import read_tensors
+
+        modules = self.modules(bb)
+        tensors = read_tensors(self.file(bb))
+        wanted = {name: tuple(value.shape) for name, value in modules.state_dict().items()}
+        if wanted != {name: tuple(value.shape) for name, value in tensors.items()}:
+            raise FromfewError(f"The weights at '{self.file(bb)}' do not fit '{bb.name}' and these settings.")
+        modules.load_state_dict(tensors)
+        return modules.requires_grad_(False).eval().to(bb.device)
+
+    def learn(
+        self,
+        bb: Backbone,
+        refs: References | None,
+        *,
+        seed: int = 0,
+        watch: Watch | None = None,
+        work: Path | None = None,
+    ) -> Concept:
+        """Photos to a concept in one pass; ``seed`` and ``work`` change nothing."""
+        import torch
+
+        if refs is None:
+            raise FromfewError(f"{self.name()} reads photos; none were given.")
+        me = self.resolved(bb)
+        me.refuse(bb, refs)
+        with torch.no_grad():
+            parts = me.read(bb, refs, me.filled(bb))
+        if watch is not None:
+            watch(1, 1, "read")
+        return me._concept(bb, refs, parts, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Free(Learner):
+    """Nothing is learned: parts act on what is being drawn."""
+
+    @abstractmethod
+    def parts(self, bb: Backbone, refs: References | None) -> Parts:
+        """What is attached."""
+
+    def learn(
+        self,
+        bb: Backbone,
+        refs: References | None = None,
+        *,
+        seed: int = 0,
+        watch: Watch | None = None,
+        work: Path | None = None,
+    ) -> Concept:
+        """A concept at once; ``seed`` and ``work`` change nothing."""
+        import torch
+
+        me = self.resolved(bb)
+        me.refuse(bb, refs)
+        with torch.no_grad():
+            parts = me.parts(bb, refs)
+        if watch is not None:
+            watch(1, 1, "ready")
+        return me._concept(bb, refs, parts, seed)
+

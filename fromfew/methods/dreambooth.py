@@ -1,0 +1,77 @@
+"""DreamBooth: the whole denoiser learns what a rare word in front of the noun means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from fromfew.method import Tuned
+
+if TYPE_CHECKING:
+    from torch import Generator
+
+    from fromfew.backbones.base import Backbone
+    from fromfew.fit import Stage
+    from fromfew.ports.part import Parts
+    from fromfew.references import References
+
+CARD = {
+    "title": "DreamBooth: Fine Tuning Text-to-Image Diffusion Models for Subject-Driven Generation",
+    "arxiv": "2208.12242",
+    "year": 2022,
+    "learns": ("subject", "style", "face"),
+    "photos": (1, 30),
+    "kind": "tuned",
+    "ports": ("text", "linear"),
+    "backbones": ("sd15", "sd21", "sdxl", "sd3", "flux"),
+    "adds": "as much as the denoiser itself",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamBooth(Tuned):
+    """Learn a subject by changing every parameter of the denoiser, and keep the noun's meaning by its own pictures.
+
+    Minimises ``E ‖f(x_t, t, "a ktn cat") - target‖² + prior · E ‖f(x'_t, t, "a cat") - target‖²`` where ``x'`` are
+    pictures of the plain noun, drawn once by the untouched base.
+
+    Departs from the paper: the change is kept as a difference from the base, which is never written.
+
+    >>> DreamBooth(prior=0.5).prior
+    0.5
+    """
+
+    modifier: Literal["word", "rare", "text"] = "rare"
+    """What stands for the subject in prompts: a learned word, a rare token, or plain text (see text)."""
+    prior: float = 1.0
+    """Weight of pictures of the plain noun, which keep its meaning; 0 leaves them out."""
+    encoder: bool = False
+    """Whether the text encoders learn as well: better for faces, worse for obedience."""
+    encoder_lr: float | None = None
+    """Learning rate of the text encoders and of a learned word; chosen for the base if left open."""
+
+    def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
+        """The word, and a difference of every parameter."""
+        from fromfew.parts.full import FullDelta
+        from fromfew.ports.part import Parts
+
+        encoders = [f"encoder.{key}" for key in bb.text_encoders]
+        return Parts(
+            word=self.word(bb, refs, rng),
+            denoiser=FullDelta.of(bb, "denoiser"),
+            encoder=FullDelta.of(bb, *encoders) if self.encoder else None,
+        )
+
+    def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
+        """One stage; photos and pictures of the plain noun in every batch."""
+        from fromfew.fit import Stage
+
+        slow = self.encoder_lr or 0.0
+        yield Stage(
+            steps=self.steps or 1,
+            batches=self.with_prior(bb, refs, seed=seed),
+            terms=self.terms(),
+            train={part: self.lr or 0.0 if part is parts.denoiser else slow for part in parts},
+            schedule=self.schedule,
+        )

@@ -216,7 +216,7 @@ class Backbone(ABC):
         States are remembered by prompt as long as nothing attached touches the text.
         """
         prompts = list(prompts)
-        if any(entry.part.changes_text() for one in self.attached for entry in one.entries):
+        if any(entry.part.touches_text for one in self.attached for entry in one.entries):
             return self._compose(prompts)
         missing = [p for p in dict.fromkeys(prompts) if p not in self._kept]
         if missing:

@@ -105,6 +105,7 @@ def _open(data: bytes) -> Image:
     kind = _what_it_is(data)
     if kind:
         raise ValueError(f"is {kind}")
+    Pil.init()  # open() knows only the formats whose plugins are loaded
     try:
         image = Pil.open(io.BytesIO(data), formats=_FORMATS)
     except Pil.UnidentifiedImageError as error:

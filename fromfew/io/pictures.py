@@ -107,7 +107,7 @@ def _open(data: bytes) -> Image:
         raise ValueError(f"is {kind}")
     Pil.init()  # open() knows only the formats whose plugins are loaded
     try:
-        image = Pil.open(io.BytesIO(data), formats=_FORMATS)
+        image = Pil.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Pil.OPEN])
     except Pil.UnidentifiedImageError as error:
         raise ValueError(
             "is no picture that can be read (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, PPM)"

@@ -1,10 +1,10 @@
 """make: the only sampling loop."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ from torch import Generator, Tensor
 from fromfew.backbones.base import Backbone
 from fromfew.backbones.samplers import Sampler
 from fromfew.backbones.text import Text
+from fromfew.concept import versions
 from fromfew.errors import FromfewError
 from fromfew.guidance import CFG, Distilled, Guide
+from fromfew.ports.part import attached
 from fromfew.ports.sampler import Moment, attached_samplers
 from fromfew.rows import Rows
 
@@ -73,6 +75,7 @@ def make(  # noqa: PLR0913
     size: int | tuple[int, int] | None = None,
     sampler: str | None = None,
     batch: int = 8,
+    first: int = 0,
     latents: Tensor | None = None,
     watch: Callable[[int, int], object] | None = None,
 ) -> Images:
@@ -89,6 +92,7 @@ def make(  # noqa: PLR0913
         size: Side, or (height, width), in px.
         sampler: "dpm++", "ddim" or "euler".
         batch: Pictures drawn at once.
+        first: Index of the first picture, to draw picture i of an earlier call again.
         latents: ``[I, C, h, w]`` unit noise to begin from instead of the seed's.
         watch: Called with (steps done, steps in all).
 
@@ -102,11 +106,12 @@ def make(  # noqa: PLR0913
     height, width = size if isinstance(size, tuple) else (size or bb.default_size,) * 2
     shape = bb.latent_shape(height, width)
     guide = _guide(bb, guidance)
-    order = bb.sampler(sampler, steps or bb.defaults.steps, shape)
-    start = torch.stack([noise_of(seed, i, shape) for i in range(len(prompts))]) if latents is None else latents
+    order = bb.sampler(sampler, bb.defaults.steps if steps is None else steps, shape)
+    indices = range(first, first + len(prompts))
+    start = _start(seed, indices, shape) if latents is None else latents
     if not prompts or start.shape != (len(prompts), *shape):
-        raise FromfewError(f"{len(prompts)} prompts need latents of shape {(len(prompts), *shape)}, not {tuple(start.shape)}.")
-    drawing = _Drawing(bb, prompts, negative or None, guide, order.name, len(order), shape, seed, watch)
+        raise FromfewError(f"{len(prompts)} prompts need noise of shape {(len(prompts), *shape)}, not {tuple(start.shape)}.")
+    drawing = _Drawing(bb, prompts, indices, negative or None, guide, order.name, len(order), shape, seed, watch)
     pairs = _pairs(concepts)
     with torch.no_grad(), ExitStack() as stack:
         for concept, strength in pairs:
@@ -114,10 +119,10 @@ def make(  # noqa: PLR0913
         drawn = drawing.all(start, batch)
         pictures = torch.cat([bb.decode(z) for z in drawn.split(batch)]).float().clamp(-1, 1).cpu()
     told = {"seed": seed, "negative": negative, "guidance": repr(guide), "sampler": order.name, "steps": len(order)}
-    told |= {"size": [height, width], "base": bb.name, "fingerprint": bb.fingerprint(), "versions": _versions()}
+    told |= {"size": [height, width], "base": bb.name, "fingerprint": bb.fingerprint(), "versions": versions()}
     told["concepts"] = [_describe(concept, strength) for concept, strength in pairs]
     told["own_noise"] = latents is not None
-    provenance = [{"prompt": prompt, "index": i, **told} for i, prompt in enumerate(prompts)]
+    provenance = [{"prompt": prompt, "index": i, **told} for i, prompt in zip(indices, prompts, strict=True)]
     return Images(pictures, provenance, drawn.cpu(), tuple(dict.fromkeys(drawing.warnings)))
 
 
@@ -127,6 +132,7 @@ class _Drawing:
 
     bb: Backbone
     prompts: list[str]
+    indices: range
     negative: str | None
     guide: Guide
     sampler: str
@@ -138,14 +144,14 @@ class _Drawing:
 
     def all(self, start: Tensor, batch: int) -> Tensor:
         """Latents ``[I, C, h, w]`` of all pictures."""
-        coupled = any(getattr(e.part, "couples_images", False) for one in self.bb.attached for e in one.entries)
+        coupled = any(getattr(entry.part, "couples_images", False) for entry in attached(self.bb))
         size = len(self.prompts) if coupled else max(1, batch)
         groups = [range(i, min(i + size, len(self.prompts))) for i in range(0, len(self.prompts), size)]
         return torch.cat([self.batch(group, start, g, len(groups)) for g, group in enumerate(groups)])
 
     def batch(self, group: range, start: Tensor, number: int, of: int) -> Tensor:
         """Latents of the pictures of one batch, a lead picture drawn first and left out where a part asks for one."""
-        images, prompts = list(group), [self.prompts[i] for i in group]
+        images, prompts = [self.indices[i] for i in group], [self.prompts[i] for i in group]
         noise = start[group.start : group.stop]
         lead = next((p.lead for p, _, _ in attached_samplers(self.bb) if p.lead is not None), None)
         if lead is not None:
@@ -159,6 +165,10 @@ class _Drawing:
         """All branches' text, branch after branch."""
         asked = [self.guide.prompt(branch, prompt, self.negative) for branch in self.guide.branches for prompt in prompts]
         text = self.guide.dress(self.bb.embed(asked))
+        known = {entry.concept for entry in attached(self.bb)}
+        known |= {getattr(entry.part, "placeholder", None) for entry in attached(self.bb)}
+        strange = {name for prompt in prompts for name in re.findall(r"<[^<>\s]+>", prompt)} - known
+        self.warnings += [f"'{name}' names no concept that is attached; it is read as plain text" for name in sorted(strange)]
         self.warnings += text.warnings
         return text
 
@@ -166,8 +176,8 @@ class _Drawing:
         bb, branches = self.bb, self.guide.branches
         image = image.to(bb.device)
         parts = attached_samplers(bb)
-        for _, _, state in parts:
-            state.clear()
+        for entry in attached(bb):
+            entry.state.clear()  # what parts keep between steps belongs to one run
         x = run.start(noise)
         for step in range(len(run)):
             t = run.times[step].to(bb.device)
@@ -202,6 +212,10 @@ class _Drawing:
         return moment.x
 
 
+def _start(seed: int, indices: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
+    return torch.stack([noise_of(seed, i, shape) for i in indices]) if indices else torch.empty(0)
+
+
 def _guide(bb: Backbone, guidance: float | Guide | None) -> Guide:
     if guidance is None:
         guidance = bb.defaults.guidance
@@ -230,12 +244,3 @@ def _describe(concept: Any, strength: float) -> dict[str, Any]:
         "strength": strength * float(getattr(concept, "strength", 1.0)),
     }
 
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("fromfew", "torch", "diffusers", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return found

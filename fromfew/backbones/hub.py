@@ -7,8 +7,8 @@ from fromfew.errors import FromfewError
 _CONFIGS = ["model_index.json", "fromfew.json", "*/*.json", "*/*.txt", "*/*.model"]
 
 
-def snapshot(name: str, revision: str | None, variant: str | None) -> Path:
-    """Folder with the configurations, tokenizers and safetensors of a hub id; pickles are never fetched.
+def snapshot(name: str, revision: str | None, variant: str | None, *, weights: bool = True) -> Path:
+    """Folder with the configurations, tokenizers and, unless told not to, safetensors of a hub id; pickles are never fetched.
 
     Raises:
         FromfewError: If it can neither be fetched nor found in the cache.
@@ -16,13 +16,13 @@ def snapshot(name: str, revision: str | None, variant: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
-    weights = f"*/*.{variant}*.safetensors" if variant else "*/*.safetensors"
+    wanted = [f"*/*.{variant}*.safetensors" if variant else "*/*.safetensors"] if weights else []
     # Without a variant the half-precision and non-averaged copies beside the plain weights are left out.
     ignored = [] if variant else ["*/*.fp16*.safetensors", "*/*.bf16*.safetensors", "*/*non_ema*.safetensors"]
     try:
         try:
             found = snapshot_download(
-                name, revision=revision, allow_patterns=[*_CONFIGS, weights], ignore_patterns=ignored
+                name, revision=revision, allow_patterns=[*_CONFIGS, *wanted], ignore_patterns=ignored
             )
         except (RepositoryNotFoundError, RevisionNotFoundError) as error:
             raise FromfewError(f"The hub has no '{name}'{f' at {revision}' if revision else ''}, or it is gated.") from error

@@ -113,7 +113,9 @@ def assemble(name: str, pipeline: str, components: Mapping[str, Any], defaults: 
     backbone = kinds.get(pipeline, UNetBackbone)(name, components, defaults)
     if not defaults.size:
         sample = getattr(backbone.denoiser.config, "sample_size", None) or 128
-        backbone.defaults = replace(defaults, size=sample * backbone.down)
+        backbone.defaults = defaults = replace(defaults, size=sample * backbone.down)
+        if pipeline == "FluxPipeline" and not backbone.distilled:  # FLUX schnell: four steps, no guidance of any kind
+            backbone.defaults = replace(defaults, guidance=1.0, steps=4)
     return backbone
 
 

@@ -53,8 +53,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _IGNORED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
-def check_folder(folder: Path, variant: str | None = None) -> dict[str, Any]:
-    """Check a diffusers folder before anything of it is loaded.
+def check_folder(folder: Path, variant: str | None = None, *, weights: bool = True) -> dict[str, Any]:
+    """Check a diffusers folder before anything of it is loaded; without ``weights``, its configuration only.
 
     Returns:
         Its model_index.json.
@@ -75,16 +75,16 @@ def check_folder(folder: Path, variant: str | None = None) -> dict[str, Any]:
         if len(spec) != 2 or spec[1] not in CLASSES:
             known = ", ".join(sorted(CLASSES))
             raise FromfewError(f"'{path}' wants the class '{spec[-1]}' for '{part}'. It is not loaded; known are: {known}.")
-        _check_component(folder / part, spec[1], variant)
+        _check_component(folder / part, spec[1], variant, weights)
     return index
 
 
-def _check_component(folder: Path, kind: str, variant: str | None) -> None:
+def _check_component(folder: Path, kind: str, variant: str | None, needed: bool) -> None:
     if not folder.is_dir():
         raise FromfewError(f"'{folder.parent}' has no folder '{folder.name}', which its model_index.json names.")
     for config in sorted(folder.glob("*.json")):
         read_config(config)
-    if kind in _MODELS:
+    if kind in _MODELS and needed:
         weights = sorted(folder.glob("*.safetensors"))
         if not weights:
             raise FromfewError(f"'{folder}' has no .safetensors weights.{_found(folder)}")
@@ -141,9 +141,15 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def load_component(folder: Path, kind: str, dtype: torch.dtype, variant: str | None = None) -> Any:
     """Load one checked component; nothing is fetched from anywhere."""
-    if kind in _SCHEDULERS:
-        return _SCHEDULERS[kind].from_pretrained(folder, local_files_only=True)
-    if kind in _TOKENIZERS:
-        return _TOKENIZERS[kind].from_pretrained(folder, local_files_only=True)
-    how = {"dtype": dtype} if kind in vars(transformers) or hasattr(transformers, kind) else {"torch_dtype": dtype}
-    return _MODELS[kind].from_pretrained(folder, use_safetensors=True, local_files_only=True, variant=variant, **how)
+    if kind not in _MODELS:
+        return CLASSES[kind].from_pretrained(folder, local_files_only=True)
+    how = {"dtype": dtype} if hasattr(transformers, kind) else {"torch_dtype": dtype}
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        return _MODELS[kind].from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, variant=variant, **how
+        )
+    finally:
+        if bars:
+            transformers.utils.logging.enable_progress_bar()

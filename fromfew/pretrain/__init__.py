@@ -1,0 +1,1 @@
+"""Training of everything the world ships: autoencoder, text tower, denoiser, adapters, evaluators."""

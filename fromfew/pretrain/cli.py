@@ -1,0 +1,85 @@
+"""``fromfew pretrain``: train the world's models, stage by stage, and measure them."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ORDER = ("autoencoder", "text", "denoiser", "ip-adapter", "judge", "pair", "face")
+DEFAULT = Path("runs/pretrain")
+"""Where states are kept unless ``--out`` says otherwise."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options; nothing heavy is imported for them."""
+    p = argparse.ArgumentParser(
+        prog="fromfew pretrain",
+        description="Train the embedded base model and its evaluators, stage by stage. Every stage saves its state "
+        "each minute and goes on from there with the same bits when it is started again.",
+    )
+    p.add_argument("stage", choices=(*ORDER, "ship", "report"), help="what to train; 'ship' writes the weights into "
+                   "the package, 'report' measures the shipped base")  # fmt: skip
+    p.add_argument("--out", type=Path, default=DEFAULT, help="folder of scenes, latents and states")
+    p.add_argument("--steps", type=int, help="optimiser steps in all (default: the stage's own)")
+    p.add_argument("--until", type=int, help="stop at this step; a later call goes on")
+    p.add_argument("--device", default="cpu", help="cpu or cuda")
+    p.add_argument("--threads", type=int, default=2, help="CPU threads; the bits depend on it")
+    p.add_argument("--resume", action="store_true", help="go on from the state in --out (without it, a state there is refused)")
+    p.add_argument("--sheet-every", type=int, default=1000, help="steps between measurements and sample sheets")
+    p.add_argument("--n", type=int, default=200, help="report: prompts to draw")
+    return p
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run ``fromfew pretrain`` with the arguments after the verb; returns the exit code."""
+    args = parser().parse_args(list(argv))
+    if args.stage == "ship":
+        from fromfew.pretrain.ship import ship
+
+        ship(args.out)
+        return 0
+    if args.stage == "report":
+        from fromfew.pretrain.report import report
+
+        sys.stdout.write(report(args.out / "report", n=args.n))
+        return 0
+    train(args)
+    return 0
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train one stage with a progress line, sample sheets and a log of figures."""
+    import json
+
+    import torch
+
+    from fromfew.errors import FromfewError
+    from fromfew.pretrain.loop import Run
+    from fromfew.pretrain.stages import find_stage
+
+    torch.set_num_threads(args.threads)
+    state = args.out / args.stage / "state.safetensors"
+    if state.exists() and not args.resume:
+        raise FromfewError(f"{state} holds a state of this stage; add --resume to go on from it, or choose another --out")
+    stage = find_stage(args.stage, args.out, args.device)
+    if args.steps:
+        stage.steps = args.steps
+    going = Run(stage, args.out, args.device)
+    begun, first = time.monotonic(), going.step
+    record = (args.out / stage.name / "log.jsonl").open("a")
+
+    def log(figures: dict[str, Any]) -> None:
+        step = figures["step"]
+        if step % args.sheet_every == 0 or step == stage.steps:
+            with going.averaged() as model:
+                figures |= stage.measure(model)
+                stage.sheet(model, args.out / stage.name / "sheet.png")
+        left = (time.monotonic() - begun) / max(step - first, 1) * (stage.steps - step) / 60
+        record.write(json.dumps(figures) + "\n")
+        record.flush()
+        sys.stderr.write(f"{stage.name} {figures} {left:.1f} min left\n")
+
+    with record:
+        going.train(log=log, until=args.until)

@@ -1,0 +1,141 @@
+"""Scenes for training, drawn once and kept: shards of pictures with their labels, addressed by (seed, number)."""
+
+import json
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fromfew.io.files import replacing
+from fromfew.world.backgrounds import SIZE
+from fromfew.world.scenes import Scene, caption, draw, random_item, random_scene
+from fromfew.world.vocabulary import (
+    COLOURS,
+    CONTEXTS,
+    CORE,
+    HELD_OUT,
+    HELD_OUT_STYLES,
+    STYLES,
+    WIDE,
+    names,
+)
+
+SHARD = 1024
+OBJECTS = (*names(CORE), *names(WIDE), *names(HELD_OUT))
+"""Every object name, the classes of the judge."""
+CONTEXT_NAMES = tuple(CONTEXTS)
+STYLE_NAMES = (*STYLES, *HELD_OUT_STYLES)
+COLOUR_NAMES = COLOURS
+NOTHING = -100
+"""Label of what is not there (the index that cross entropy leaves out)."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Ground truth of a batch; each [B] int64, ``NOTHING`` where it does not apply."""
+
+    object: Tensor
+    second: Tensor
+    context: Tensor
+    style: Tensor
+    colour: Tensor
+    who: Tensor
+
+
+def _labels(scene: Scene) -> list[int]:
+    first, rest = scene.items[0], scene.items[1:]
+    return [
+        OBJECTS.index(first.name) if first.who < 0 else NOTHING,
+        OBJECTS.index(rest[0].name) if rest else NOTHING,
+        CONTEXT_NAMES.index(scene.context),
+        STYLE_NAMES.index(scene.style),
+        COLOUR_NAMES.index(first.colour) if first.colour else NOTHING,
+        first.who if first.who >= 0 else NOTHING,
+    ]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """1,024 scenes: pictures [1024, 128, 128, 3] uint8, labels [1024, 6], captions."""
+
+    pictures: np.ndarray
+    labels: np.ndarray
+    captions: tuple[str, ...]
+
+
+class Scenes:
+    """An endless stream of scenes, kept on disk by shards once they have been drawn.
+
+    Args:
+        folder: where shards are kept.
+        seed: another seed is another stream; the base and its evaluators never share one.
+        shards: after so many shards the stream begins again.
+        held_out: share of scenes that show held-out objects or styles (only for evaluators).
+    """
+
+    def __init__(self, folder: Path, seed: int, shards: int, *, held_out: float = 0.0, crowd: int = 2000) -> None:
+        self.folder, self.seed, self.shards, self.held_out, self.crowd = folder, seed, shards, held_out, crowd
+        folder.mkdir(parents=True, exist_ok=True)
+        self.shard = lru_cache(maxsize=8)(self._shard)
+
+    def scene(self, number: int) -> tuple[Scene, np.random.Generator]:
+        """The specification of scene ``number`` and the generator that goes on to draw it."""
+        rng = np.random.default_rng([self.seed, number])
+        scene = random_scene(rng)
+        if self.held_out and rng.random() < self.held_out:
+            scene = self._with_held_out(scene, rng)
+        return scene, rng
+
+    def _with_held_out(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        style = str(rng.choice(list(HELD_OUT_STYLES))) if rng.random() < 0.5 else scene.style
+        items = tuple(i if i.who >= 0 else random_item(rng, names_=tuple(names(HELD_OUT))) for i in scene.items)
+        scene = replace(scene, style=style, items=items)
+        return replace(scene, caption=caption(scene))
+
+    def _shard(self, number: int) -> Shard:
+        path = self.folder / f"scenes-{self.seed}-{number}.npz"
+        if not path.exists():
+            drawn, rows, captions = [], [], []
+            for k in range(number * SHARD, (number + 1) * SHARD):
+                scene, rng = self.scene(k)
+                drawn.append(np.asarray(draw(scene, rng).picture))
+                rows.append(_labels(scene))
+                captions.append(scene.caption)
+            with replacing(path) as new, new.open("wb") as file:
+                np.savez(file, pictures=np.stack(drawn), labels=np.array(rows), captions=np.array(json.dumps(captions)))
+        with np.load(path, allow_pickle=False) as held:
+            return Shard(held["pictures"], held["labels"], tuple(json.loads(str(held["captions"]))))
+
+    def at(self, step: int, size: int) -> tuple[Shard, np.ndarray]:
+        """The shard and the rows of it that make the batch of a step."""
+        number, rows = self.place(step, size)
+        return self.shard(number), rows
+
+    def place(self, step: int, size: int) -> tuple[int, np.ndarray]:
+        """Which shard and which rows of it make the batch of a step; every pass has an order of its own.
+
+        ``size`` must divide 1,024, so that no batch lies in two shards.
+        """
+        per = SHARD // size
+        turn, place = divmod(step, per)
+        epoch, number = divmod(turn, self.shards)
+        order = np.random.default_rng([self.seed, epoch, number, 5]).permutation(SHARD)
+        return number, order[place * size : (place + 1) * size]
+
+
+def to_tensor(pictures: np.ndarray) -> Tensor:
+    """[B, H, W, 3] uint8 to [B, 3, H, W] float32 in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_labels(rows: np.ndarray) -> Labels:
+    """[B, 6] to the labels of a batch."""
+    return Labels(*torch.from_numpy(rows.astype(np.int64)).unbind(1))
+
+
+def half(pictures: Tensor) -> Tensor:
+    """[B, 3, 128, 128] to [B, 3, 64, 64] by averaging: what every evaluator looks at."""
+    return torch.nn.functional.interpolate(pictures, size=(SIZE // 2, SIZE // 2), mode="area")

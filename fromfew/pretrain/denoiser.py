@@ -1,0 +1,116 @@
+"""Stage 3: the denoiser, an SD-shaped UNet on cached latents, with the text tower frozen."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+from fromfew.io.files import replacing
+from fromfew.pretrain.data import Scenes, to_tensor
+from fromfew.pretrain.loop import Trainee
+from fromfew.pretrain.text import WIDTH, tokens
+
+SCHEDULE = dict(
+    num_train_timesteps=1000,
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    prediction_type="v_prediction",
+    rescale_betas_zero_snr=True,
+    timestep_spacing="trailing",
+    clip_sample=False,
+    set_alpha_to_one=False,
+)
+"""Stable Diffusion's schedule, with v-prediction and no signal at the last step (arXiv 2305.08891)."""
+
+
+class Latents:
+    """The latents of a stream of scenes, encoded once and kept on disk in float16."""
+
+    def __init__(self, scenes: Scenes, vae: AutoencoderTiny, scale: float) -> None:
+        self.scenes, self.vae, self.scale = scenes, vae, scale
+        self.shard = lru_cache(maxsize=64)(self._shard)
+
+    @torch.no_grad()
+    def _shard(self, number: int) -> tuple[np.ndarray, tuple[str, ...]]:
+        shard = self.scenes.shard(number)
+        path = self.scenes.folder / f"latents-{self.scenes.seed}-{number}.npy"
+        if not path.exists():
+            device = next(self.vae.parameters()).device
+            parts = [
+                (self.vae.encoder(to_tensor(part).to(device)) * self.scale).half().cpu().numpy()
+                for part in np.split(shard.pictures, 32)
+            ]
+            with replacing(path) as new, new.open("wb") as file:
+                np.save(file, np.concatenate(parts))
+        return np.load(path, allow_pickle=False), shard.captions
+
+    def at(self, step: int, size: int) -> tuple[Tensor, list[str]]:
+        """Latents [B, C, 16, 16] and captions of the batch of a step."""
+        number, rows = self.scenes.place(step, size)
+        latents, captions = self.shard(number)
+        return torch.from_numpy(latents[rows]).float(), [captions[r] for r in rows]
+
+
+class Denoiser(Trainee):
+    """v-prediction; one caption in ten is dropped, so that guidance has something to compare with."""
+
+    name: ClassVar[str] = "denoiser"
+    steps = 10_000
+    batch_size = 16
+    lr = 5e-4
+    weight_decay = 0.01
+    average = 0.9993
+    warmup = 400
+    seed = 2
+    drop = 0.1
+
+    def __init__(
+        self, latents: Latents, text: CLIPTextModelWithProjection, tokenizer: CLIPTokenizer, channels: int
+    ) -> None:
+        self.latents, self.text, self.tokenizer, self.channels = latents, text.eval(), tokenizer, channels
+        self.signal = DDIMScheduler(**SCHEDULE).alphas_cumprod
+
+    def build(self) -> UNet2DConditionModel:
+        """Three levels at 16, 8 and 4, each with attention to itself and to the text."""
+        return UNet2DConditionModel(
+            sample_size=16,
+            in_channels=self.channels,
+            out_channels=self.channels,
+            block_out_channels=(64, 128, 192),
+            down_block_types=("CrossAttnDownBlock2D",) * 3,
+            up_block_types=("CrossAttnUpBlock2D",) * 3,
+            layers_per_block=1,
+            cross_attention_dim=WIDTH,
+            attention_head_dim=4,
+            norm_num_groups=16,
+        )
+
+    def batch(self, step: int) -> tuple[Tensor, list[str]]:
+        """Latents [B, C, 16, 16] and captions."""
+        return self.latents.at(step, self.batch_size)
+
+    def loss(
+        self, model: nn.Module, batch: tuple[Tensor, list[str]], rng: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Mean squared error of v at times drawn evenly, but seldom from the least noisy fifth."""
+        x0, captions = batch
+        device = next(model.parameters()).device
+        dropped = torch.rand(len(captions), generator=rng) < self.drop
+        said = ["" if gone else caption for gone, caption in zip(dropped, captions, strict=True)]
+        with torch.no_grad():
+            states = self.text(tokens(self.tokenizer, said).to(device)).last_hidden_state
+        low, high = torch.rand(2, len(x0), generator=rng)
+        rare = torch.rand(len(x0), generator=rng) < 0.12
+        t = torch.where(rare, low * 200, 200 + high * 800).long().clamp(max=999)
+        noise = torch.randn(x0.shape, generator=rng)
+        a = self.signal[t].view(-1, 1, 1, 1)
+        noisy, target = a.sqrt() * x0 + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x0
+        noisy = noisy.to(device, memory_format=torch.channels_last)
+        v = model(noisy, t.to(device), states).sample
+        return (v - target.to(device)).square().mean(), {}

@@ -31,7 +31,8 @@ def _wrapped(draw: ImageDraw, text: str, width: int) -> list[str]:
             lines.append(word)
     if len(lines) > _MOST_LINES:
         lines = [*lines[: _MOST_LINES - 1], lines[_MOST_LINES - 1] + " …"]
-    return [line for line in map(lambda line: _cut(draw, line, width), lines) if line]
+    cut = [_cut(draw, line, width) for line in lines]
+    return [line for line in cut if line]
 
 
 def _cut(draw: ImageDraw, line: str, width: int) -> str:
@@ -55,7 +56,7 @@ def grid(rows: Sequence[Sequence[tuple[Image, str]]], *, title: str = "", cell: 
     Args:
         rows: (picture, caption) pairs; rows may differ in length.
         title: A line above all.
-        cell: Side in pixels of the square that a picture is fitted into; made smaller if the page would be huge.
+        cell: Side in pixels of the square that a picture is fitted into; smaller on huge pages.
 
     Raises:
         FromfewError: There is no picture.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fromfew.errors import FromfewError, nearest, unknown
-from fromfew.io.files import read_regular
+from fromfew.io.files import hash_regular, read_regular
 
 __all__ = ["Known", "base_to_use", "check_base", "check_prompts", "peek"]
 
@@ -78,9 +77,9 @@ def peek(folder: Path | str) -> Known:
     numbers = folder / "concept.safetensors"
     if not numbers.exists():
         raise FromfewError(f"'{folder}' is damaged: concept.safetensors is missing.")
-    digest = hashlib.sha256(read_regular(numbers, 64 * 1024**3)).hexdigest()
+    sha = hash_regular(numbers)
     return Known(
-        folder, name, placeholder, noun, card["method"], base["name"], base["fingerprint"], digest, about
+        folder, name, placeholder, noun, card["method"], base["name"], base["fingerprint"], sha, about
     )
 
 

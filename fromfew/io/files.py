@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from fromfew.errors import FromfewError
 
 __all__ = [
+    "hash_regular",
     "lock",
     "open_regular",
     "read_regular",
@@ -105,6 +107,17 @@ def read_regular(path: Path | str, limit: int) -> bytes:
     if len(data) > limit:
         raise FromfewError(f"'{path}' grew while it was read; more than {limit:,} bytes are not read.")
     return data
+
+
+def hash_regular(path: Path | str) -> str:
+    """SHA-256 (64 hexadecimal digits) of a regular file of any length, read piece by piece.
+
+    Raises:
+        FromfewError: As `open_regular`.
+    """
+    path = Path(path)
+    with os.fdopen(open_regular(path), "rb") as file, _explained(path):
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

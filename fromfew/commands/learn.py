@@ -1,0 +1,362 @@
+"""``fromfew learn``: photos in, a concept out; everything is checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from fromfew.commands.concepts import check_base, peek
+from fromfew.commands.console import clock, progress, remark, say, say_json
+from fromfew.commands.parsing import Parser, whole
+from fromfew.commands.settings import add_settings, chosen, settings_of
+from fromfew.errors import FromfewError, unknown
+from fromfew.io.files import lock, read_regular, recover_folder, write_atomic
+from fromfew.references import References, Role, check_noun, check_placeholder
+
+if TYPE_CHECKING:
+    from fromfew.backbones.base import Backbone
+    from fromfew.concept import Concept
+    from fromfew.method import Learner
+
+__all__ = ["run"]
+
+_DEFAULT_METHOD = "lora"
+_WORK = ".work"
+_RUN = "run.json"
+_DONE = ".work.tmp"
+
+_EPILOG = """examples:
+  fromfew learn photos/ --noun "cat" --as "<rex>"
+  fromfew learn photos/ --noun "cat" --method textual-inversion --steps 300
+  fromfew learn paintings/ --noun "painting" --role style --as "<mine>"
+"""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything that was asked for, checked."""
+
+    refs: References | None
+    method: Learner
+    name: str
+    base: str
+    device: str
+    out: Path
+    seed: int
+    resume: bool
+
+    def mark(self) -> dict[str, Any]:
+        """What must be equal for an interrupted run to be gone on with."""
+        refs = self.refs
+        return {
+            "method": self.name,
+            "settings": json.loads(json.dumps(self.method.settings())),
+            "base": self.base,
+            "seed": self.seed,
+            "photos": list(refs.hashes) if refs else [],
+            "noun": refs.noun if refs else None,
+            "placeholder": refs.placeholder if refs else None,
+            "role": refs.role if refs else None,
+        }
+
+
+def _first_pass(argv: Sequence[str]) -> tuple[str, str]:
+    """Method and base as asked, before the method's own flags are known."""
+    peeking = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    peeking.add_argument("--method", default=_DEFAULT_METHOD)
+    peeking.add_argument("--base", default="world")
+    try:
+        found, _ = peeking.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise FromfewError(f"{error}. See 'fromfew learn --help'.") from error
+    return found.method.replace("_", "-").lower(), found.base
+
+
+def _parser(method: str, base: str, card: Mapping[str, Any]) -> tuple[Parser, dict[str, str]]:
+    from fromfew.recipes import recipe
+
+    parser = Parser("learn", "Learn a concept from a few photos.", epilog=_EPILOG)
+    parser.add_argument(
+        "photos", nargs="*", metavar="PHOTOS", help="a folder of photos, or the photos themselves"
+    )
+    parser.add_argument(
+        "--noun", help='what the photos show, such as "cat"; optional if every photo has a caption'
+    )
+    parser.add_argument("--as", dest="placeholder", metavar="<WORD>", default="<v>",
+                        help="what stands for it in prompts, such as <rex> (default: <v>)")  # fmt: skip
+    parser.add_argument(
+        "--role", choices=get_args(Role), help="what to learn (default: what the method is best at)"
+    )
+    parser.add_argument(
+        "--method", default=_DEFAULT_METHOD, help=f"how to learn (default: {_DEFAULT_METHOD})"
+    )
+    parser.add_argument(
+        "--base", default="world", help="model to learn on: world, a folder, a checkpoint, a hub id"
+    )
+    parser.add_argument("--out", type=Path, help="folder for the concept (default: concepts/WORD)")
+    parser.add_argument(
+        "--seed", type=whole(0, 2**63 - 1), default=0, help="seed of all that is random (default: 0)"
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: auto)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with an interrupted run, to the same bits"
+    )
+    parser.add_argument("--replace", action="store_true", help="replace the concept that is in the way")
+    parser.add_argument("--skip-bad", action="store_true", help="go on without pictures that cannot be read")
+    parser.add_argument("--no-preview", action="store_true", help="do not draw a preview sheet")
+    parser.add_argument("--json", action="store_true", help="say the result as JSON")
+    title = f"settings of {method} ({card.get('title', '')})"
+    return parser, add_settings(parser, settings_of(method), recipe(method, base), title)
+
+
+def _settings(method: str, given: Mapping[str, Any]) -> Learner:
+    """The method with its settings; their ranges are checked as it is built."""
+    from fromfew.registry import find
+
+    return find(method).of(given)
+
+
+def _references(found: argparse.Namespace, method: str, card: Mapping[str, Any]) -> References | None:
+    """The photos, or None for a method that needs none and got none."""
+    least, most = card.get("photos", (1, 10**6))
+    learns = tuple(card.get("learns", ("subject",)))
+    role = found.role or ("subject" if "subject" in learns else learns[0])
+    if role not in learns:
+        able = ", ".join(learns)
+        raise FromfewError(f"The method '{method}' does not learn the role '{role}', but: {able}.")
+    if not found.photos:
+        if least == 0:
+            return None
+        raise FromfewError('Say where the photos are: fromfew learn PHOTOS --noun "cat".')
+    where = found.photos[0] if len(found.photos) == 1 else found.photos
+    refs = References.read(
+        where, noun=found.noun, placeholder=found.placeholder, role=role, skip_bad=found.skip_bad
+    )
+    for note in refs.notes:
+        remark(note)
+    if len(refs) < least:
+        raise FromfewError(f"The method '{method}' needs at least {least} photos, and there are {len(refs)}.")
+    if len(refs) > most:
+        remark(f"{method} is meant for up to {most} photos, not {len(refs)}: it may learn them less well.")
+    return refs
+
+
+def _check_out(out: Path, resume: bool, replace: bool) -> None:
+    """Refuse to write over what is not an unfinished run or, with --replace, a concept.
+
+    Raises:
+        FromfewError: With what to type instead.
+    """
+    recover_folder(out)
+    if out.exists() and not out.is_dir():
+        raise FromfewError(f"'{out}' is a file. Choose another folder with --out.")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    concept, work = (out / "concept.json").exists(), (out / _WORK).exists()
+    if not concept and not work:
+        raise FromfewError(f"'{out}' holds other files and no concept. Choose another folder with --out.")
+    if replace or (resume and (work or concept)):
+        return
+    if work:
+        raise FromfewError(
+            f"'{out}' holds an interrupted run. Add --resume to go on with it, or --replace to begin anew."
+        )
+    raise FromfewError(
+        f"'{out}' holds a concept already. Choose another folder with --out, or add --replace."
+    )
+
+
+def _plan(found: argparse.Namespace, where: Mapping[str, str], method: str, card: Mapping[str, Any]) -> _Plan:
+    """Check everything that can be checked without a model."""
+    check_placeholder(found.placeholder)
+    if found.noun is not None:
+        found.noun = check_noun(found.noun)
+    if found.device not in ("auto", "cpu") and not found.device.startswith("cuda"):
+        raise unknown("device", found.device, ("cpu", "cuda", "auto"))
+    base = check_base(found.base)
+    tiny = base.removeprefix("tiny-")
+    able = card.get("backbones", ())
+    if base.startswith("tiny-") and tiny not in able:
+        raise FromfewError(f"The method '{method}' does not work on '{base}', but on: {', '.join(able)}.")
+    learner = _settings(method, chosen(found, where))
+    out = found.out or Path("concepts") / (found.placeholder.strip("<>") if found.photos else method)
+    _check_out(out, found.resume, found.replace)
+    refs = _references(found, method, card)
+    return _Plan(refs, learner, method, base, found.device, out, found.seed, found.resume)
+
+
+def _finished(plan: _Plan) -> bool:
+    """Whether --resume finds that all was done already.
+
+    Raises:
+        FromfewError: Another concept is in the way.
+    """
+    if not plan.resume or (plan.out / _WORK).exists() or not (plan.out / "concept.json").exists():
+        return False
+    card = peek(plan.out).about["card"]
+    photos = list(plan.refs.hashes) if plan.refs else []
+    if (card["method"], card.get("seed"), list(card.get("photos", []))) != (plan.name, plan.seed, photos):
+        raise FromfewError(
+            f"'{plan.out}' holds another concept (other photos, method or seed). Choose another --out."
+        )
+    return True
+
+
+def _prepare_work(plan: _Plan) -> Path:
+    """The folder of the run's state, with a note of what the run is.
+
+    Raises:
+        FromfewError: It holds the state of another run.
+    """
+    work = plan.out / _WORK
+    mark = plan.mark()
+    shutil.rmtree(plan.out / _DONE, ignore_errors=True)
+    if plan.resume and (work / _RUN).exists():
+        try:
+            before = json.loads(read_regular(work / _RUN, 2**24))
+        except ValueError as error:
+            raise FromfewError(f"'{work / _RUN}' is damaged. Add --replace to begin anew.") from error
+        other = [key for key in mark if not isinstance(before, dict) or before.get(key) != mark[key]]
+        if other:
+            raise FromfewError(
+                f"The interrupted run in '{plan.out}' has other {', '.join(other)}. Give the same to go on, "
+                "or --replace to begin anew."
+            )
+        return work
+    if work.exists():
+        shutil.rmtree(work)
+    work.mkdir(parents=True)
+    write_atomic(work / _RUN, json.dumps(mark, indent=2))
+    return work
+
+
+def open_base(name: str, device: str) -> Backbone:
+    """Open a base on a device; "auto" takes the GPU if there is one.
+
+    Raises:
+        FromfewError: There is no such base, or no such device.
+    """
+    import torch
+
+    from fromfew.backbones.open import open_backbone
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise FromfewError("There is no CUDA device here. Use --device cpu.")
+    return open_backbone(name, device=device)
+
+
+def preview_prompts(concept: Concept, role: str) -> list[str]:
+    """A few prompts that show a concept: alone, and in scenes."""
+    word = concept.placeholder
+    scenes = ("", " on the beach", " in the snow", " in the forest")
+    if word is not None and role == "style":
+        return [f"a {thing} in {word} style" for thing in ("cat", "house", "tree", "boat")]
+    thing = " ".join(name for name in (word, concept.noun) if name) or "cat"
+    return [f"a {thing}{scene}" for scene in scenes]
+
+
+def _preview(plan: _Plan, bb: Backbone, concept: Concept) -> Path:
+    """Photos above, pictures of the concept below, in one file."""
+    from fromfew.io.metadata import write_png
+    from fromfew.make import make
+    from fromfew.sheet import grid
+
+    refs = plan.refs
+    prompts = preview_prompts(concept, refs.role if refs else "style")
+    with progress("preview") as watch:
+        drawn = list(make(bb, prompts, [concept], seed=0, watch=watch))
+    rows = [list(zip(drawn, prompts, strict=True))]
+    if refs:
+        photos = refs.photos[: len(prompts)]
+        rows.insert(0, [(photo.image, photo.path.name if photo.path else "photo") for photo in photos])
+    path = plan.out / "preview.png"
+    write_png(path, grid(rows, title=f"{concept.name}: {plan.name} on {plan.base}"))
+    return path
+
+
+def _next(plan: _Plan, concept_words: str, placeholder: str | None) -> str:
+    """The command to type next."""
+    style = plan.refs is not None and plan.refs.role == "style"
+    prompt = (
+        f"a cat in {placeholder} style"
+        if style and placeholder
+        else f"a {concept_words or 'cat'} on the beach"
+    )
+    where = "" if _found_by_name(plan.base) else f" --base {shlex.quote(plan.base)}"
+    return f'fromfew make "{prompt}" --with {shlex.quote(str(plan.out))}{where}'
+
+
+def _found_by_name(base: str) -> bool:
+    """Whether the concept's card alone is enough to find the base again."""
+    return not Path(base).exists()
+
+
+def _learn(plan: _Plan, preview: bool) -> dict[str, Any]:
+    """Learn, save, draw; the state is kept until all is written."""
+    from dataclasses import replace
+
+    work = _prepare_work(plan)
+    bb = open_base(plan.base, plan.device)
+    with progress(f"learning with {plan.name}") as watch:
+        concept = plan.method.learn(bb, plan.refs, seed=plan.seed, watch=watch, work=work)
+    concept = replace(concept, name=plan.out.absolute().name)
+    concept.save(plan.out)
+    sheet = _preview(plan, bb, concept) if preview else None
+    # Renamed first: a kill while it is being removed must not leave half a state to go on from.
+    (plan.out / _WORK).rename(plan.out / _DONE)
+    shutil.rmtree(plan.out / _DONE, ignore_errors=True)
+    return {
+        "sheet": str(sheet) if sheet else None,
+        "seconds": concept.card.seconds,
+        "loss": concept.card.loss,
+    }
+
+
+def run(argv: Sequence[str]) -> int:
+    """Learn a concept.
+
+    Raises:
+        FromfewError: Something asked for cannot be; nothing was written.
+    """
+    from fromfew.registry import cards
+
+    method, base = _first_pass(argv)
+    known = cards()
+    if method not in known:
+        raise unknown("method", method, known)
+    parser, where = _parser(method, base, known[method])
+    found = parser.read(argv)
+    plan = _plan(found, where, method, known[method])
+    done: dict[str, Any] = {"sheet": None, "seconds": 0.0}
+    with lock(plan.out):
+        if _finished(plan):
+            remark(f"'{plan.out}' was finished already.")
+        else:
+            done = _learn(plan, not found.no_preview)
+    seen = peek(plan.out)
+    following = _next(plan, seen.words, seen.placeholder)
+    if found.json:
+        say_json(
+            {
+                "concept": str(plan.out),
+                "placeholder": seen.placeholder,
+                "method": method,
+                "next": following,
+                **done,
+            }
+        )
+        return 0
+    size = sum(item.stat().st_size for item in plan.out.glob("concept.*"))
+    say(f"Learned {seen.words or seen.name} in {clock(done['seconds'])}: {plan.out} ({size / 1e6:.2f} MB)")
+    if done["sheet"]:
+        say(f"Preview: {done['sheet']}")
+    say(f"Next:\n  {following}")
+    return 0

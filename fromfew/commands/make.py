@@ -1,0 +1,310 @@
+"""``fromfew make``: prompts and concepts in, pictures out that carry how they were made."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fromfew.commands.concepts import Known, base_to_use, check_prompts, peek
+from fromfew.commands.console import progress, remark, say, say_json
+from fromfew.commands.parsing import Parser, number, size, strengthened, whole
+from fromfew.errors import FromfewError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["run"]
+
+SAMPLERS = ("dpm++", "ddim", "euler")
+_MOST = 10_000
+_EPILOG = """examples:
+  fromfew make "a <rex> cat on the beach" --with concepts/rex -n 8
+  fromfew make "a <rex> cat in <mine> style" --with concepts/rex:0.9 --with concepts/mine:0.7
+  fromfew make --from out/picture-0001.png        (the same picture again, bit for bit)
+"""
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Pictures to make, checked; ``None`` leaves a number to the base."""
+
+    prompts: tuple[str, ...]
+    concepts: tuple[tuple[Known, float], ...]
+    base: str
+    device: str
+    seed: int
+    steps: int | None
+    guidance: float | None
+    negative: str
+    sampler: str | None
+    size: tuple[int, int] | None
+    batch: int
+
+
+def _parser() -> Parser:
+    parser = Parser("make", "Make pictures of concepts.", epilog=_EPILOG)
+    add = parser.add_argument
+    add(
+        "prompts",
+        nargs="*",
+        metavar="PROMPT",
+        help='what to make, such as "a <rex> cat on the beach"; one or more',
+    )
+    add("--with", dest="concepts", action="append", default=[], type=strengthened, metavar="FOLDER[:HOW]",
+        help="a concept and how strongly it acts (default: 1); may be given several times")  # fmt: skip
+    add(
+        "-n",
+        "--number",
+        type=whole(1, _MOST),
+        help="pictures per prompt (default: 4, or 1 for several prompts)",
+    )
+    add("--seed", type=whole(0, 2**63 - 1), help="seed; picture i depends on it and on i only (default: 0)")
+    add("--out", type=Path, default=Path("out"), help="folder for the pictures (default: out)")
+    add("--base", help="model to draw with (default: the one the concepts were learned on, else world)")
+    add("--steps", type=whole(1, 1000), help="sampling steps (default: chosen for the base)")
+    add(
+        "--guidance",
+        type=number(0, 100),
+        help="how strictly to follow the prompt (default: chosen for the base)",
+    )
+    add("--negative", help="what not to draw")
+    add("--sampler", choices=SAMPLERS, help="how to draw (default: chosen for the base)")
+    add("--size", type=size, metavar="SIZE", help="side, or WIDTHxHEIGHT, in pixels (default: the base's)")
+    add("--batch", type=whole(1, 1024), help="pictures drawn at once; less needs less memory (default: 8)")
+    add("--device", default="auto", help="cpu, cuda or auto (default: auto)")
+    add(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="PICTURE",
+        help="repeat a picture made by fromfew, bit for bit",
+    )
+    add("--no-sheet", action="store_true", help="no contact sheet")
+    add("--json", action="store_true", help="say the result as JSON")
+    return parser
+
+
+def _order(found: argparse.Namespace) -> _Order:
+    """What was asked for on the command line, checked."""
+    if not found.prompts:
+        raise FromfewError('Say what to make: fromfew make "a cat on the beach".')
+    seen = [(peek(folder), strength) for folder, strength in found.concepts]
+    for remark_ in check_prompts(found.prompts, [one for one, _ in seen]):
+        remark(remark_)
+    count = found.number or (4 if len(found.prompts) == 1 else 1)
+    prompts = tuple(prompt for prompt in found.prompts for _ in range(count))
+    if len(prompts) > _MOST:
+        raise FromfewError(f"{len(prompts):,} pictures are more than {_MOST:,} at once.")
+    base = base_to_use(found.base, [one for one, _ in seen])
+    return _Order(
+        prompts, tuple(seen), base, found.device, found.seed or 0, found.steps, found.guidance, found.negative or "", found.sampler, found.size, found.batch or 8,
+    )  # fmt: skip
+
+
+_FIXED = ("prompts", "number", "seed", "steps", "guidance", "negative", "sampler", "size", "batch")
+
+
+def _repeated(found: argparse.Namespace) -> tuple[_Order, dict[str, Any]]:
+    """The order that made a picture, from the picture.
+
+    Raises:
+        FromfewError: Something else was asked for as well, or a concept is gone or has changed.
+    """
+    from fromfew.io.metadata import read_recipe
+
+    given = [
+        f"--{name}" if name != "prompts" else "a prompt"
+        for name in _FIXED
+        if getattr(found, name) not in (None, [])
+    ]
+    if given:
+        raise FromfewError(
+            f"--from repeats a picture as it was made; it cannot be combined with {', '.join(given)}."
+        )
+    recipe = read_recipe(found.source)
+    paths = [folder for folder, _ in found.concepts] or [Path(one["path"]) for one in recipe["concepts"]]
+    if len(paths) != len(recipe["concepts"]):
+        raise FromfewError(
+            f"The picture was made with {len(recipe['concepts'])} concepts; --with names {len(paths)}."
+        )
+    concepts = []
+    for path, one in zip(paths, recipe["concepts"], strict=True):
+        known = peek(path)
+        if known.sha256 != one["sha256"]:
+            raise FromfewError(
+                f"The concept '{path}' is not the one the picture was made with (it has been learned anew?). "
+                "Name the right folder with --with."
+            )
+        concepts.append((known, float(one["strength"])))
+    shape = tuple(recipe["size"]) if recipe["size"] else None
+    order = _Order(
+        tuple(recipe["prompts"]), tuple(concepts), found.base or recipe["base"], found.device, recipe["seed"],
+        recipe["steps"], recipe["guidance"], recipe["negative"], recipe["sampler"], shape, recipe["batch"],
+    )  # fmt: skip
+    return order, recipe
+
+
+def _versions() -> dict[str, str]:
+    from fromfew.concept import versions
+
+    return {**versions(), "pillow": __import__("PIL").__version__}
+
+
+def _recipe(order: _Order, bb: Any, told: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything needed to make the pictures again; ``index`` is added for each."""
+    import torch
+
+    guidance = order.guidance if order.guidance is not None else bb.defaults.guidance
+    return {
+        "prompts": list(order.prompts),
+        "seed": order.seed,
+        "steps": told["steps"],
+        "guidance": guidance,
+        "negative": order.negative,
+        "sampler": told["sampler"],
+        "size": list(told["size"]),
+        "batch": order.batch,
+        "base": order.base,
+        "base_fingerprint": bb.fingerprint(),
+        "concepts": [
+            {"name": one.name, "placeholder": one.placeholder, "path": str(one.folder), "method": one.method,
+             "strength": strength, "sha256": one.sha256}
+            for one, strength in order.concepts
+        ],
+        "device": str(bb.device),
+        "threads": torch.get_num_threads(),
+        "versions": _versions(),
+    }  # fmt: skip
+
+
+def _draw(order: _Order, recipe: Mapping[str, Any] | None) -> tuple[list[Image], dict[str, Any]]:
+    """Open the base, load the concepts, draw."""
+    import torch
+
+    from fromfew.commands.learn import open_base
+    from fromfew.concept import load
+    from fromfew.make import make
+
+    if recipe is not None and isinstance(recipe.get("threads"), int) and 1 <= recipe["threads"] <= 1024:
+        torch.set_num_threads(recipe["threads"])  # sums are rounded in another order with other threads
+    bb = open_base(order.base, order.device)
+    if recipe is not None:
+        _same_ground(recipe, bb)
+    pairs = []
+    for known, strength in order.concepts:
+        concept = load(known.folder)
+        concept.check(bb)
+        if not concept.same_base(bb):
+            remark(f"'{known.name}' was learned on another base than '{order.base}'; it may look different.")
+        pairs.append((concept, strength))
+    with progress("making") as watch:
+        drawn = make(
+            bb, order.prompts, pairs, guidance=order.guidance, steps=order.steps, seed=order.seed,
+            negative=order.negative, size=order.size, sampler=order.sampler, batch=order.batch, watch=watch,
+        )  # fmt: skip
+    for warning in drawn.warnings:
+        remark(warning)
+    return list(drawn), _recipe(order, bb, drawn.provenance[0])
+
+
+def _same_ground(recipe: Mapping[str, Any], bb: Any) -> None:
+    """Refuse another base; remark on other versions or another device."""
+    if bb.fingerprint() != recipe["base_fingerprint"]:
+        raise FromfewError(
+            f"The base '{bb.name}' is not the one the picture was made with. Name the right one with --base."
+        )
+    now = _versions()
+    other = [
+        f"{key} {was} (now {now.get(key)})" for key, was in recipe["versions"].items() if now.get(key) != was
+    ]
+    if recipe.get("device") != str(bb.device):
+        other.append(f"device {recipe.get('device')} (now {bb.device})")
+    if other:
+        remark(f"Made with {', '.join(other)}: the picture may differ in its last bits.")
+
+
+def _stem(prompt: str) -> str:
+    """The beginning of a prompt as a file name."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")
+    return words[:48].rstrip("-") or "picture"
+
+
+def _save(order: _Order, images: Sequence[Image], recipe: Mapping[str, Any], out: Path) -> list[Path]:
+    from fromfew.io.metadata import free_path, write_png
+
+    paths = []
+    for index, (image, prompt) in enumerate(zip(images, order.prompts, strict=True)):
+        path = free_path(out, _stem(prompt))
+        write_png(path, image, {**recipe, "index": index, "pixels": [image.height, image.width]})
+        paths.append(path)
+    return paths
+
+
+def _sheet(order: _Order, images: Sequence[Image], out: Path) -> Path:
+    from fromfew.io.metadata import free_path, write_png
+    from fromfew.sheet import contact_sheet
+
+    once = len(set(order.prompts)) == 1
+    captions = [f"{i}" if once else prompt for i, prompt in enumerate(order.prompts)]
+    names = ", ".join(f"{one.name}:{strength:g}" for one, strength in order.concepts)
+    title = (order.prompts[0] if once else "") + f"   [seed {order.seed}{'; ' + names if names else ''}]"
+    path = free_path(out, "sheet")
+    write_png(path, contact_sheet(images, captions, title=title.strip()))
+    return path
+
+
+def _check_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise FromfewError(f"'{out}' is a file. Choose a folder with --out.")
+
+
+def _repeat(found: argparse.Namespace) -> int:
+    """Make one picture again and say whether its file came out with equal bytes."""
+    from fromfew.io.metadata import free_path, write_png
+
+    order, before = _repeated(found)
+    images, recipe = _draw(order, before)
+    index = before["index"]
+    pixels = [images[index].height, images[index].width]
+    kept = {"base": before["base"], "concepts": before["concepts"]}  # where they lie now does not matter
+    path = free_path(found.out, _stem(order.prompts[index]))
+    write_png(path, images[index], {**recipe, **kept, "index": index, "pixels": pixels})
+    equal = path.read_bytes() == found.source.read_bytes()
+    if found.json:
+        say_json({"pictures": [str(path)], "equal": equal})
+    else:
+        say(f"{path}\n{'Equal to the bit' if equal else 'Not equal to the bit'}: {found.source}")
+    return 0
+
+
+def run(argv: Sequence[str]) -> int:
+    """Make pictures.
+
+    Raises:
+        FromfewError: Something asked for cannot be; nothing was written.
+    """
+    found = _parser().read(argv)
+    _check_folder(found.out)
+    if found.source is not None:
+        return _repeat(found)
+    order = _order(found)
+    images, recipe = _draw(order, None)
+    order = replace(order, steps=recipe["steps"])
+    paths = _save(order, images, recipe, found.out)
+    sheet = None if found.no_sheet or len(images) < 2 else _sheet(order, images, found.out)
+    if found.json:
+        say_json(
+            {"pictures": list(map(str, paths)), "sheet": str(sheet) if sheet else None, "recipe": recipe}
+        )
+        return 0
+    for path in paths:
+        say(str(path))
+    if sheet:
+        say(f"Sheet: {sheet}")
+    say(f"Again: fromfew make --from {shlex.quote(str(paths[0]))}")
+    return 0

@@ -69,7 +69,7 @@ def _lines(title: str) -> Callable[..., None]:
             last = now
             left = (now - began) / max(done, 1) * (total - done)
             tail = f", {clock(left)} left" if done < total else ""
-            remark(f"{title}: {done}/{total} {note}{tail}".replace(" ,", ","))
+            remark(f"{title}: {done}/{total} {note}".rstrip() + tail)
 
     return watch
 

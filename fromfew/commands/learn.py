@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from fromfew.commands.concepts import check_base, peek
 from fromfew.commands.console import clock, progress, remark, say, say_json
@@ -136,7 +136,7 @@ def _references(found: argparse.Namespace, method: str, card: Mapping[str, Any])
         raise FromfewError('Say where the photos are: fromfew learn PHOTOS --noun "cat".')
     where = found.photos[0] if len(found.photos) == 1 else found.photos
     refs = References.read(
-        where, noun=found.noun, placeholder=found.placeholder, role=role, skip_bad=found.skip_bad
+        where, noun=found.noun, placeholder=found.placeholder, role=cast(Role, role), skip_bad=found.skip_bad
     )
     for note in refs.notes:
         remark(note)

@@ -102,7 +102,8 @@ def _order(found: argparse.Namespace) -> _Order:
         raise FromfewError(f"{len(prompts):,} pictures are more than {_MOST:,} at once.")
     base = base_to_use(found.base, [one for one, _ in seen])
     return _Order(
-        prompts, tuple(seen), base, found.device, found.seed or 0, found.steps, found.guidance, found.negative or "", found.sampler, found.size, found.batch or 8,
+        prompts, tuple(seen), base, found.device, found.seed or 0, found.steps, found.guidance,
+        found.negative or "", found.sampler, found.size, found.batch or 8,
     )  # fmt: skip
 
 

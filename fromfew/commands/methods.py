@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
     if found.json:
         say_json([{"name": name, **card} for name, card in known.items()])
         return 0
-    rows = [("method", "kind", "learns", "photos", "ports", "backbones", "paper")]
+    rows: list[tuple[str, ...]] = [("method", "kind", "learns", "photos", "ports", "backbones", "paper")]
     rows += [_row(name, card) for name, card in known.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)] + [0]
     for row in rows:

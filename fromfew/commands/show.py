@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,9 @@ def _method(name: str, as_json: bool) -> None:
     card = cards()[name]
     settings = settings_of(name)
     if as_json:
-        told = [
-            {"name": one.name, "kind": one.kind, "default": one.default, "about": one.about}
-            for one in settings
-        ]
-        say_json({"name": name, **card, "settings": told, "doc": method_doc(name)})
+        say_json(
+            {"name": name, **card, "settings": [asdict(one) for one in settings], "doc": method_doc(name)}
+        )
         return
     say(f"{name}\n\n{method_doc(name)}\n")
     _pairs("card", {key: " ".join(map(str, v)) if isinstance(v, tuple) else v for key, v in card.items()})

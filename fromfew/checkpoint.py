@@ -1,4 +1,4 @@
-"""A stage's state in one safetensors file: parts, optimiser, losses. Written whole or not at all; never a pickle."""
+"""A stage's state in one safetensors file: parts, optimiser, losses; written whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ __all__ = ["load_state", "save_state"]
 
 
 def save_state(
-    path: Path, modules: Sequence[nn.Module], optimiser: torch.optim.Optimizer | None, mark: str, losses: list[float]
+    path: Path,
+    modules: Sequence[nn.Module],
+    optimiser: torch.optim.Optimizer | None,
+    mark: str,
+    losses: list[float],
 ) -> None:
     """Write the state in one step: a kill at any moment leaves the old file or the new one.
 
@@ -46,8 +50,8 @@ def load_state(
     """
     if read_header(path).metadata.get("mark") != _hash(modules, mark):
         raise FromfewError(
-            f"'{path}' keeps the state of another run (other photos, settings, seed or base). Remove it, or work in "
-            "another folder."
+            f"'{path}' keeps the state of another run (other photos, settings, seed or base). "
+            "Remove it, or work in another folder."
         )
     tensors = read_tensors(path)
     for name, parameter in _named(modules):
@@ -57,7 +61,9 @@ def load_state(
         state = {key: tensors[full] for key, full in kept.items() if key != "value"}
         if optimiser is not None and state:
             # AdamW keeps its step count on the CPU, its moments beside the parameter.
-            moved = {key: value if value.dim() == 0 else value.to(parameter.device) for key, value in state.items()}
+            moved = {
+                key: value if value.dim() == 0 else value.to(parameter.device) for key, value in state.items()
+            }
             optimiser.state[parameter] = moved
     return list(tensors["losses"].tolist())
 

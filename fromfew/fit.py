@@ -1,7 +1,7 @@
 """The only training loop: deterministic, and resumable bit for bit from a kill at any moment.
 
-Every step draws from a generator of its own, seeded from the stage's seed and the step's number; so the number of the
-step is all there is to remember of chance and of the data's position.
+Every step draws from a generator of its own, seeded from the stage's seed and the step's number; so the
+number of the step is all there is to remember of chance and of the data's position.
 """
 
 from __future__ import annotations
@@ -193,7 +193,10 @@ class _Loop:
     def __init__(self, bb: Backbone, parts: Parts, stage: Stage, seed: int, mark: str = "") -> None:
         self.bb, self.parts, self.stage, self.seed = bb, parts, stage, seed
         self.modules = [module for module in stage.train if any(True for _ in module.parameters())]
-        groups = [{"params": list(m.parameters()), "lr": stage.train[m], "base": stage.train[m]} for m in self.modules]
+        groups = [
+            {"params": list(m.parameters()), "lr": stage.train[m], "base": stage.train[m]}
+            for m in self.modules
+        ]
         self.optimiser = torch.optim.AdamW(groups, weight_decay=stage.decay) if groups else None
         self.latents: dict[Hashable, Tensor] = {}
         self.texts: dict[str, Text] = {}
@@ -201,7 +204,9 @@ class _Loop:
         words = [getattr(part, "placeholder", None) for part in learning]
         self.text_learns = any(word is None for word in words)
         self.words = [word for word in words if word]
-        self.mark = f"{mark} {seed} {stage.name} {stage.steps} {sorted(stage.train.values())} {bb.fingerprint()}"
+        self.mark = (
+            f"{mark} {seed} {stage.name} {stage.steps} {sorted(stage.train.values())} {bb.fingerprint()}"
+        )
 
     def __enter__(self) -> _Loop:
         self.parts.requires_grad_(False)
@@ -302,6 +307,6 @@ def _advice(stage: Stage, step: int, what: str, kept: Path | None) -> str:
     rates = ", ".join(f"{rate:g}" for rate in sorted(set(stage.train.values())))
     where = f" The last good state is kept at '{kept}'." if kept else ""
     return (
-        f"The {what} is not a finite number after step {step} of {stage.steps} ('{stage.name}'). The likely cause is a "
-        f"learning rate too high for this model (now {rates}); try a third of it.{where}"
+        f"The {what} is not a finite number after step {step} of {stage.steps} ('{stage.name}'). The likely "
+        f"cause is a learning rate too high for this model (now {rates}); try a third of it.{where}"
     )

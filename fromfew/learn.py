@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["learn"]
 
 
-def learn(  # noqa: PLR0913
+def learn(
     photos: References | Path | str | Sequence[Path | str] | None,
     *,
     method: str | Learner = "lora",

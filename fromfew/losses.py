@@ -27,12 +27,12 @@ def masked(step: Step) -> Tensor:
     if step.batch.masks is None:
         return denoise(step)
     error = (step.pred.float() - step.target.float()).square().mean(1, keepdim=True)
-    m = F.adaptive_avg_pool2d(step.batch.masks.to(error), error.shape[-2:])
+    m = F.adaptive_avg_pool2d(step.batch.masks.to(error), (error.shape[-2], error.shape[-1]))
     return (error * m).flatten(1).sum(1) / m.flatten(1).sum(1).clamp_min(1e-6)
 
 
 def only(of: str, term: Term) -> Term:
-    """The term on the rows of one source (``"photo"`` or ``"class"``), mean over those rows; nothing elsewhere."""
+    """The term on the rows of one source (``"photo"``, ``"class"``), mean over those rows; 0 elsewhere."""
 
     def on(step: Step) -> Tensor:
         here = torch.tensor([source == of for source in step.batch.of], device=step.pred.device)
@@ -44,7 +44,7 @@ def only(of: str, term: Term) -> Term:
 
 
 def anchored(part: nn.Module) -> Term:
-    """Squared distance of a part's numbers from what they were when this term was made, the same for every row."""
+    """Squared distance of a part's numbers from what they were when this term was made."""
     began = [value.detach().clone() for value in part.parameters()]
 
     def pull(step: Step) -> Tensor:

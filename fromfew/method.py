@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoded", "Free", "Learner", "Tuned", "cards", "find", "names"]
 
+
 @dataclass(frozen=True, kw_only=True)
 class Learner(ABC):
     """Frozen settings of one method; equal settings are equal methods."""
@@ -62,14 +63,17 @@ class Learner(ABC):
 
     def resolved(self, bb: Backbone) -> Self:
         """The same method with every setting that was left open filled in for this base."""
-        known = {one.name for one in fields(self)}
-        usual = {name: value for name, value in recipe(self.name(), bb.name).items() if name in known}
-        return replace(self, **{name: value for name, value in usual.items() if getattr(self, name) is None})
+        usual = recipe(self.name(), bb.name)
+        return replace(self, **{k: v for k, v in usual.items() if getattr(self, k, 0) is None})
 
     def needs(self, bb: Backbone) -> list[str]:
         """Why the method cannot work on this base; empty if it can."""
         ports = self.card().get("ports", ())
-        return ["it acts on attention, and this base has no sites"] if "attention" in ports and not bb.sites else []
+        return (
+            ["it acts on attention, and this base has no sites"]
+            if "attention" in ports and not bb.sites
+            else []
+        )
 
     def refuse(self, bb: Backbone, refs: References | None) -> None:
         """Raise before any work is done if base or photos do not suit.
@@ -135,7 +139,7 @@ class Tuned(Learner):
     modifier: Literal["word", "rare", "text"] = "word"
     """What stands for the subject in prompts: a learned word, a rare token, or plain text (see text)."""
     text: str | None = None
-    """The rare token, or the plain text; for a learned word, what it begins as. Chosen by itself if left open."""
+    """The rare token, or the plain text; for a learned word, what it begins as; chosen if left open."""
     steps: int | None = None
     """Optimiser steps; chosen for the base if left open."""
     batch: int | None = None
@@ -169,7 +173,10 @@ class Tuned(Learner):
         for name, value in positive.items():
             if value is not None and not value > 0:
                 raise FromfewError(f"{name} must be above 0, not {value}.")
-        for name, choices in (("modifier", ("word", "rare", "text")), ("schedule", ("constant", "linear", "cosine"))):
+        for name, choices in (
+            ("modifier", ("word", "rare", "text")),
+            ("schedule", ("constant", "linear", "cosine")),
+        ):
             if getattr(self, name) not in choices:
                 raise unknown(name, str(getattr(self, name)), choices)
         if self.prior < 0 or self.views < 0:
@@ -201,7 +208,8 @@ class Tuned(Learner):
             refs: The photos.
             seed: All chance follows from it.
             watch: Called as ``watch(done, total, note)``.
-            work: Folder that keeps the state; the same call goes on from there after a kill, with the same bits.
+            work: Folder that keeps the state; the same call goes on from there after a kill, with the same
+                bits.
 
         Raises:
             FromfewError: If base, photos or settings do not suit, or learning diverges.
@@ -221,8 +229,10 @@ class Tuned(Learner):
             history.append(fit(bb, parts, stage, rng=rng, watch=watch, resume=kept, mark=mark))
         return me._concept(bb, refs, parts, seed, history)
 
-    def word(self, bb: Backbone, refs: References, rng: Generator, *, count: int = 1, start: str = "") -> Word:
-        """The concept's word, as ``modifier`` wants it; a learned one begins as ``text``, else as ``start``."""
+    def word(
+        self, bb: Backbone, refs: References, rng: Generator, *, count: int = 1, start: str = ""
+    ) -> Word:
+        """The concept's word, as ``modifier`` wants it; a learned one begins as ``text`` or ``start``."""
         from fromfew.parts.word import Word
 
         if self.modifier == "text":
@@ -249,7 +259,7 @@ class Tuned(Learner):
             variants=self.views,
         )
 
-    def with_prior(self, bb: Backbone, refs: References, *, seed: int, watch: Watch | None = None) -> Source:
+    def with_prior(self, bb: Backbone, refs: References, *, seed: int) -> Source:
         """The photos joined, if ``prior`` is above 0, by as many pictures of the plain noun.
 
         Raises:
@@ -261,13 +271,17 @@ class Tuned(Learner):
         if not self.prior:
             return photos
         if refs.noun is None:
-            raise FromfewError('Pictures of the plain noun need one: say what the photos show with --noun "...".')
+            raise FromfewError(
+                'Pictures of the plain noun need one: say what the photos show with --noun "...".'
+            )
         steps = min(bb.defaults.steps, 25)
-        drawn = class_images(bb, refs.noun, self.class_images or 16, seed=seed, steps=steps, watch=watch)
-        return joined(photos, class_batches(drawn, noun=refs.noun, size=bb.default_size, batch=self.batch or 1))
+        drawn = class_images(bb, refs.noun, self.class_images or 16, seed=seed, steps=steps)
+        return joined(
+            photos, class_batches(drawn, noun=refs.noun, size=bb.default_size, batch=self.batch or 1)
+        )
 
     def terms(self) -> list[tuple[float, Any]]:
-        """Denoising of the photos (inside their masks), and of the plain noun's pictures, weighted by ``prior``."""
+        """Denoising of the photos (inside their masks) and, weighted by ``prior``, of class pictures."""
         from fromfew.losses import denoise, masked, only
 
         photo = masked if self.masked or self.zoom[0] < 1 else denoise
@@ -302,7 +316,7 @@ class Encoded(Learner):
 
     @abstractmethod
     def pretrain(self, bb: Backbone, modules: nn.Module, batches: Source, *, steps: int, lr: float) -> Stage:
-        """The stage that trains the modules on pictures of many things; every row shows itself to the adapter."""
+        """Training of the modules on pictures of many things; every row shows itself to the adapter."""
 
     def file(self, bb: Backbone) -> Path:
         """Where the weights for this base lie."""
@@ -313,7 +327,9 @@ class Encoded(Learner):
     def needs(self, bb: Backbone) -> list[str]:
         """Also: weights for this base."""
         file = self.file(bb)
-        missing = [] if file.is_file() else [f"there are no weights for this base at '{file}' (set weights=...)"]
+        missing = (
+            [] if file.is_file() else [f"there are no weights for this base at '{file}' (set weights=...)"]
+        )
         return [*super().needs(bb), *missing]
 
     def filled(self, bb: Backbone) -> nn.Module:
@@ -382,4 +398,3 @@ class Free(Learner):
         if watch is not None:
             watch(1, 1, "ready")
         return me._concept(bb, refs, parts, seed)
-

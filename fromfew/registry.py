@@ -1,6 +1,7 @@
 """The registry of methods is the folder ``fromfew/methods``; other packages add theirs by an entry point.
 
-Finding and listing methods imports neither torch nor a model library; a method's file is imported when it is used.
+Finding and listing methods imports neither torch nor a model library; a method's file is imported when it is
+used.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def _only_method(module: str) -> type[Learner]:
 
 
 def cards() -> dict[str, dict[str, Any]]:
-    """Every method's card, read without importing it; methods of other packages whose file cannot be read are empty."""
+    """Every method's card, read without importing it; empty for other packages' methods that cannot be."""
     found = {name: _card(file) for name, file in _own().items()}
     for name, point in _others().items():
         spec = find_spec(point.module)

@@ -54,8 +54,8 @@ class Defaults:
 class Backbone(ABC):
     """A frozen model: reads prompts, encodes pictures, predicts noise, and lets parts be attached.
 
-    Subclasses say where attention happens, how the text is composed and how the denoiser is called; all the rest
-    is here and final.
+    Subclasses say where attention happens, how the text is composed and how the denoiser is called; all the
+    rest is here and final.
 
     Args:
         name: What the backbone was opened as.
@@ -96,7 +96,10 @@ class Backbone(ABC):
             model, tokenizer = components.get("text_encoder" + ending), components.get("tokenizer" + ending)
             if model is None or tokenizer is None:
                 continue
-            table = model.get_input_embeddings()
+            # T5's encoder looks words up in a module of its own that only shares the table's numbers.
+            table = (
+                getattr(getattr(model, "encoder", None), "embed_tokens", None) or model.get_input_embeddings()
+            )
             room = getattr(model.config, "max_position_embeddings", None)
             length = min(tokenizer.model_max_length, room) if room else self.defaults.long_text
             found[key] = TextEncoder(key, tokenizer, model, table, table.embedding_dim, length)
@@ -127,7 +130,7 @@ class Backbone(ABC):
     # Modules and names.
 
     def modules_(self) -> dict[str, nn.Module]:
-        """All modules of the model: "denoiser", "vae", "encoder.one", …"""
+        """All modules of the model: "denoiser", "vae", "encoder.one" and so on."""
         encoders = {f"encoder.{key}": encoder.model for key, encoder in self.text_encoders.items()}
         return {"denoiser": self.denoiser, "vae": self.vae, **encoders}
 
@@ -145,10 +148,12 @@ class Backbone(ABC):
                     return module.get_submodule(path[len(name) + 1 :])
                 except AttributeError:
                     break
-        raise unknown("module", path, [f"{n}.{p}" for n, m in self.modules_().items() for p, _ in m.named_modules()])
+        raise unknown(
+            "module", path, [f"{n}.{p}" for n, m in self.modules_().items() for p, _ in m.named_modules()]
+        )
 
     def select(self, *what: str) -> dict[str, nn.Linear]:
-        """Linear maps by what they do, keyed by full path: "text.key", "self.value", "mlp", "encoder.attention" …
+        """Linear maps by what they do ("text.key", "self.value", "mlp", "encoder.attention"), keyed by path.
 
         Raises:
             FromfewError: If this backbone has no such maps.
@@ -191,7 +196,9 @@ class Backbone(ABC):
         """Move the whole model; returns itself."""
         for name, module in self.modules_().items():
             # SDXL's autoencoder overflows in half precision, and says so.
-            careful = name == "vae" and dtype == torch.float16 and getattr(self.vae.config, "force_upcast", False)
+            careful = (
+                name == "vae" and dtype == torch.float16 and getattr(self.vae.config, "force_upcast", False)
+            )
             nn.Module.to(module, device=device, dtype=torch.float32 if careful else dtype)
         self._kept.clear()
         self._fingerprint = None
@@ -204,7 +211,9 @@ class Backbone(ABC):
             for owner, module in self.modules_().items():
                 for name, value in sorted(module.state_dict().items()):
                     digest.update(f"{owner}.{name} {value.dtype} {tuple(value.shape)}".encode())
-                    digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+                    digest.update(
+                        value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+                    )
             self._fingerprint = digest.hexdigest()[:32]
         return self._fingerprint
 
@@ -215,17 +224,22 @@ class Backbone(ABC):
 
         States are remembered by prompt as long as nothing attached touches the text.
         """
-        prompts = list(prompts)
-        if any(entry.part.touches_text for one in self.attached for entry in one.entries):
+        from fromfew.ports.text import respelled
+
+        prompts = respelled(self, prompts)
+        touched = any(entry.part.touches_text for one in self.attached for entry in one.entries)
+        if touched and torch.is_grad_enabled():
             return self._compose(prompts)
-        missing = [p for p in dict.fromkeys(prompts) if p not in self._kept]
-        if missing:
-            with torch.no_grad():
-                text = self._compose(missing)
-            while len(self._kept) + len(missing) > _KEPT_PROMPTS and self._kept:
-                del self._kept[next(iter(self._kept))]
-            self._kept |= {prompt: text.select([i]) for i, prompt in enumerate(missing)}
-        return Text.join([self._kept[prompt] for prompt in prompts])
+        kept = {} if touched else self._kept
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in kept:
+                # One by one: a prompt's bits must not depend on what else is asked for.
+                with torch.no_grad():
+                    kept[prompt] = self._compose([prompt])
+        text = Text.join([kept[prompt] for prompt in prompts])
+        while len(self._kept) > _KEPT_PROMPTS:
+            del self._kept[next(iter(self._kept))]
+        return text
 
     def _read(self, key: str, prompts: Sequence[str | None]) -> "tuple[Any, Spliced]":
         """Run one encoder over the prompts, attached words written in; all hidden states are kept."""
@@ -271,7 +285,9 @@ class Backbone(ABC):
         for side in (height, width):
             if side < unit or side % unit:
                 near = max(unit, round(side / unit) * unit)
-                raise FromfewError(f"A side of {side} px does not fit '{self.name}': sides are multiples of {unit}; try {near}.")
+                raise FromfewError(
+                    f"A side of {side} px does not fit '{self.name}': it takes multiples of {unit}; try {near}."
+                )
         return self.latent_channels, height // self.down, width // self.down
 
     def encode(self, images: Tensor) -> Tensor:
@@ -282,7 +298,10 @@ class Backbone(ABC):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents ``[B, C, h, w]`` to pictures ``[B, 3, H, W]``, about [-1, 1]."""
-        z = latents.to(self.device, next(self.vae.parameters()).dtype) / self.vae.config.scaling_factor + self._vae_shift
+        z = (
+            latents.to(self.device, next(self.vae.parameters()).dtype) / self.vae.config.scaling_factor
+            + self._vae_shift
+        )
         return self.vae.decode(z).sample
 
     @property
@@ -295,7 +314,11 @@ class Backbone(ABC):
         """What the model says about ``xt`` ``[B, C, h, w]`` at times ``t`` ``[B]``; its meaning is `path`'s.
 
         Args:
-            rows: What each row is, for the parts attached; by default different pictures of the branch "cond".
+            xt: Noisy latents.
+            t: Times in (0, 1), one a row.
+            text: Encoded prompts, one a row.
+            rows: What each row is, for the parts attached; by default different pictures of the branch
+                "cond".
         """
         before = self.now
         self.now = Now(rows or Rows.plain(len(xt), t), text.states.shape[1], self._grid(xt), t)
@@ -311,7 +334,9 @@ class Backbone(ABC):
             return
 
         def recompute(block: Callable[..., Any], *args: Any) -> Any:
-            now = self.now  # gradients are taken after predict() has returned; parts must then read the same rows
+            now = (
+                self.now
+            )  # gradients are taken after predict() has returned; parts must then read the same rows
 
             def run(*inputs: Any) -> Any:
                 before, self.now = self.now, now
@@ -327,7 +352,7 @@ class Backbone(ABC):
     # Parts and samplers.
 
     def attach(self, *what: Any, strength: float = 1.0) -> "AbstractContextManager[Attached]":
-        """Attach concepts or parts while a ``with`` block lasts; afterwards the model is as before, bit for bit."""
+        """Attach concepts or parts for a ``with`` block; afterwards the model is as before, bit for bit."""
         from fromfew.ports.part import Attached
 
         return Attached(self, what, strength)
@@ -353,4 +378,3 @@ def _encoder_labels(path: str) -> list[str]:
         if path.endswith(endings):
             labels += [f"encoder.{label}"] + (["encoder.attention"] if label != "mlp" else [])
     return labels
-

@@ -25,7 +25,7 @@ class Eye(ABC):
 
     @abstractmethod
     def patches(self, images: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` in [-1, 1] to the features of every patch, ``[B, N, patch_width]``; gradients pass."""
+        """``[B, 3, H, W]`` in [-1, 1] to every patch's features, ``[B, N, patch_width]``; gradients pass."""
 
 
 def open_eye(name: str, *, device: str = "cpu") -> Eye:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,8 @@ class ClipEye(Eye):
 
     def __init__(self, where: str, *, device: str = "cpu") -> None:
         self.name = where
-        self.model, mean, std = _load(where)
+        model, mean, std = _load(where)
+        self.model: Any = model
         self.model.to(device)
         self.mean, self.std = (torch.tensor(one, device=device).view(1, 3, 1, 1) for one in (mean, std))
         config = self.model.config
@@ -42,7 +44,9 @@ class ClipEye(Eye):
         top, left = (images.shape[-2] - side) // 2, (images.shape[-1] - side) // 2
         square = images[..., top : top + side, left : left + side].to(self.mean)
         if side != self.side:
-            square = F.interpolate(square, (self.side, self.side), mode="bicubic", antialias=True, align_corners=False)
+            square = F.interpolate(
+                square, (self.side, self.side), mode="bicubic", antialias=True, align_corners=False
+            )
         return (square * 0.5 + 0.5 - self.mean) / self.std
 
     def pooled(self, images: Tensor) -> Tensor:
@@ -56,21 +60,28 @@ class ClipEye(Eye):
 
 
 @lru_cache(maxsize=2)
-def _load(where: str) -> tuple[torch.nn.Module, tuple[float, ...], tuple[float, ...]]:
+def _load(where: str) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
     """The frozen model with the mean and spread its pictures need."""
     import json
 
     from transformers import CLIPVisionModelWithProjection
+    from transformers.utils import logging
 
     if where.startswith((".", "/")) and not Path(where).is_dir():
         raise FromfewError(f"There is no image encoder at '{where}'.")
+    # Loading draws a progress bar; the setting is put back afterwards.
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         model = CLIPVisionModelWithProjection.from_pretrained(where, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise FromfewError(
-            f"The image encoder '{where}' cannot be opened: {str(error).splitlines()[0]} Give a folder that holds a CLIP "
-            "image tower, or the id of one on the hub."
+            f"The image encoder '{where}' cannot be opened: {str(error).splitlines()[0]} "
+            "Give a folder that holds a CLIP image tower, or the id of one on the hub."
         ) from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     about = Path(where) / "preprocessor_config.json"
     told = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
     mean, std = tuple(told.get("image_mean", _MEAN)), tuple(told.get("image_std", _STD))

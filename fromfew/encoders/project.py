@@ -10,7 +10,7 @@ __all__ = ["Projector", "Resampler"]
 
 
 class Projector(nn.Module):
-    """One linear map from a pooled vector to ``tokens`` tokens, then a layer norm (IP-Adapter, arXiv:2308.06721)."""
+    """A pooled vector to ``tokens`` tokens: one linear map, a layer norm (IP-Adapter, arXiv:2308.06721)."""
 
     def __init__(self, wide: int, width: int, tokens: int) -> None:
         super().__init__()
@@ -28,7 +28,9 @@ class _Block(nn.Module):
         self.norm_x, self.norm_q = nn.LayerNorm(width), nn.LayerNorm(width)
         self.to_q, self.to_kv = nn.Linear(width, width, bias=False), nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
 
     def forward(self, x: Tensor, q: Tensor) -> Tensor:
         asked = self.norm_q(q)
@@ -39,12 +41,17 @@ class _Block(nn.Module):
 
 
 class Resampler(nn.Module):
-    """Learned queries that read all patches, block after block (IP-Adapter Plus; Perceiver, arXiv:2103.03206)."""
+    """Learned queries that read all patches, block after block (as in Perceiver, arXiv:2103.03206)."""
 
-    def __init__(self, wide: int, width: int, tokens: int, *, inner: int = 128, depth: int = 2, heads: int = 2) -> None:
+    def __init__(
+        self, wide: int, width: int, tokens: int, *, inner: int = 128, depth: int = 2, heads: int = 2
+    ) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(1, tokens, inner) / inner**0.5)
-        self.proj_in, self.blocks = nn.Linear(wide, inner), nn.ModuleList(_Block(inner, heads) for _ in range(depth))
+        self.proj_in, self.blocks = (
+            nn.Linear(wide, inner),
+            nn.ModuleList(_Block(inner, heads) for _ in range(depth)),
+        )
         self.proj_out, self.norm = nn.Linear(inner, width), nn.LayerNorm(width)
 
     def forward(self, seen: Tensor) -> Tensor:

@@ -33,12 +33,12 @@ CARD = {
 class CustomDiffusion(Tuned):
     """Learn a subject as one word and a change of the maps that read the text.
 
-    Minimises ``E Σ m e² / Σ m`` with ``e = f(x_t, t, c) - target`` over the photos, seen from near and far, and,
-    weighted by ``prior``, ``E e²`` over pictures of the plain noun, for the word's vector and for ΔK, ΔV of every
-    layer that attends to the text. The first token of the text gives no gradient to ΔK and ΔV.
+    Minimises ``E Σ m e² / Σ m`` with ``e = f(x_t, t, c) - target`` over the photos, from near and far, and,
+    weighted by ``prior``, ``E e²`` over pictures of the plain noun, for the word's vector and for ΔK, ΔV of
+    every layer that attends to the text. The first token of the text gives no gradient to ΔK and ΔV.
 
-    Departs from the paper: class pictures are drawn by the base instead of retrieved, and the masked loss is a mean
-    over channels, so that photos and class pictures weigh the same.
+    Departs from the paper: class pictures are drawn by the base instead of retrieved, and the masked loss is
+    a mean over channels, so that photos and class pictures weigh the same.
 
     >>> CustomDiffusion().zoom
     (0.5, 1.4)
@@ -49,7 +49,7 @@ class CustomDiffusion(Tuned):
     word_lr: float | None = None
     """Learning rate of the word; chosen for the base if left open."""
     zoom: tuple[float, float] = (0.5, 1.4)
-    """Least and greatest zoom of the views taken of every photo; prompts say "a far away view" and "a close up"."""
+    """Least and greatest zoom of the views taken of every photo; prompts tell the far and the close ones."""
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
         """The word, beginning as a rare one, and the maps."""

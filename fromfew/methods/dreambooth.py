@@ -31,10 +31,10 @@ CARD = {
 
 @dataclass(frozen=True, kw_only=True)
 class DreamBooth(Tuned):
-    """Learn a subject by changing every parameter of the denoiser, and keep the noun's meaning by its own pictures.
+    """Learn a subject by changing the whole denoiser, and keep the noun's meaning by its own pictures.
 
-    Minimises ``E ‖f(x_t, t, "a ktn cat") - target‖² + prior · E ‖f(x'_t, t, "a cat") - target‖²`` where ``x'`` are
-    pictures of the plain noun, drawn once by the untouched base.
+    Minimises ``E ‖f(x_t, t, "a ktn cat") - target‖² + prior · E ‖f(x'_t, t, "a cat") - target‖²`` where
+    ``x'`` are pictures of the plain noun, drawn once by the untouched base.
 
     Departs from the paper: the change is kept as a difference from the base, which is never written.
 

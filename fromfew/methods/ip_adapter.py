@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fromfew.errors import FromfewError
 from fromfew.method import Encoded
 
 if TYPE_CHECKING:
-    from torch import Generator, nn
+    from torch import Generator, Tensor, nn
 
     from fromfew.backbones.base import Backbone
     from fromfew.data import Batch, Source
@@ -25,7 +25,7 @@ CARD = {
     "learns": ("subject", "style", "face"),
     "photos": (1, 8),
     "kind": "encoded",
-    "ports": ("attention",),
+    "ports": ("text", "attention"),
     "backbones": ("sd15", "sd21", "sdxl", "sd3", "flux"),
     "adds": "the picture's tokens; the adapter itself is about 3 % of the denoiser",
     "needs_weights": True,
@@ -36,11 +36,12 @@ CARD = {
 class IPAdapter(Encoded):
     """Attend to the text as before, and with the same queries to the picture; add the two.
 
-    ``y = softmax(Q Kᵀ) V + scale · softmax(Q K'ᵀ) V'`` with ``K', V'`` from the picture's tokens. Only the projection of
-    the image encoder's features to tokens, and ``K', V'``, were trained, by denoising pictures that show themselves.
+    ``y = softmax(Q Kᵀ) V + scale · softmax(Q K'ᵀ) V'`` with ``K', V'`` from the picture's tokens. Only they and
+    the projection to tokens were trained, by denoising pictures that show themselves. In prompts the placeholder
+    stands for nothing: the picture says it.
 
-    Departs from the paper: tokens of several photos are averaged, and models whose text and picture attend jointly
-    get the stream on the picture's queries.
+    Departs from the paper: tokens of several photos are averaged, and models whose text and picture attend
+    jointly get the stream on the picture's queries.
 
     >>> IPAdapter(scale=0.6).scale
     0.6
@@ -64,26 +65,31 @@ class IPAdapter(Encoded):
         from fromfew.encoders.project import Projector, Resampler
         from fromfew.parts.image_stream import ImageStream
 
-        eye, width = self._eye(bb), _text_width(bb)
+        eye = self._eye(bb)
+        width = next(iter(bb.select("text.key").values())).in_features
         seen = eye.patch_width if self.plus else eye.width
         project = Resampler(seen, width, self.tokens) if self.plus else Projector(seen, width, self.tokens)
         return nn.ModuleDict({"project": project, "stream": ImageStream.of(bb, width, self.tokens)})
 
-    def read(self, bb: Backbone, refs: References, modules: nn.Module) -> Parts:
+    def read(self, bb: Backbone, refs: References, modules: Any) -> Parts:
         """The photos' tokens, averaged, in the stream."""
         import torch
 
         from fromfew.data import photo_batches
         from fromfew.fit import generator
+        from fromfew.parts.word import Word
         from fromfew.ports.part import Parts
 
-        whole = photo_batches(refs, size=bb.default_size, batch=len(refs), flip=False, zoom=(1.0, 1.0), variants=1)
+        whole = photo_batches(
+            refs, size=bb.default_size, batch=len(refs), flip=False, zoom=(1.0, 1.0), variants=1
+        )
         seen = self._seen(bb, whole(generator(0)).images.to(bb.device))
         tokens = modules["project"](seen).mean(0, keepdim=True)
         nothing = modules["project"](torch.zeros_like(seen[:1]))
-        return Parts(stream=modules["stream"].holding(tokens, nothing, self.scale))
+        word = Word.plain(refs.placeholder, "")
+        return Parts(word=word, stream=modules["stream"].holding(tokens, nothing, self.scale))
 
-    def pretrain(self, bb: Backbone, modules: nn.Module, batches: Source, *, steps: int, lr: float = 1e-4) -> Stage:
+    def pretrain(self, bb: Backbone, modules: Any, batches: Source, *, steps: int, lr: float = 1e-4) -> Stage:
         """Denoise every row while it reads its own picture; ``drop`` of the rows read none."""
         import torch
 
@@ -99,7 +105,14 @@ class IPAdapter(Encoded):
             tokens = modules["project"](seen)
             return Parts(stream=modules["stream"].holding(tokens, torch.zeros_like(tokens[:1])))
 
-        return Stage(steps=steps, batches=batches, terms=[(1.0, denoise)], train={modules: lr}, attach=attach, decay=0.01)
+        return Stage(
+            steps=steps,
+            batches=batches,
+            terms=[(1.0, denoise)],
+            train={modules: lr},
+            attach=attach,
+            decay=0.01,
+        )
 
     def _eye(self, bb: Backbone) -> Eye:
         from fromfew.encoders import open_eye
@@ -108,11 +121,6 @@ class IPAdapter(Encoded):
             raise FromfewError("ip-adapter needs an image encoder: say which with eye=...")
         return open_eye(self.eye, device=str(bb.device))
 
-    def _seen(self, bb: Backbone, images: torch.Tensor) -> torch.Tensor:  # noqa: F821
+    def _seen(self, bb: Backbone, images: Tensor) -> Tensor:
         eye = self._eye(bb)
         return eye.patches(images) if self.plus else eye.pooled(images)
-
-
-def _text_width(bb: Backbone) -> int:
-    """Width of what the denoiser's text keys are projected from."""
-    return next(iter(bb.select("text.key").values())).in_features

@@ -36,8 +36,8 @@ class LoRA(Tuned):
 
     ``y = W x + alpha/rank · B A x`` with ``B = 0`` at the start; ``A`` and ``B`` minimise DreamBooth's loss.
 
-    Departs from common practice: a learned word may stand in front of the noun, and ``prior`` is off by default,
-    since a thin change drifts less.
+    Departs from common practice: a learned word may stand in front of the noun, and ``prior`` is off by
+    default, since a thin change drifts less.
 
     >>> LoRA(rank=16).rank
     16

@@ -9,6 +9,7 @@ from fromfew.method import Free
 
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
+    from fromfew.parts.lead import Lead
     from fromfew.ports.part import Parts
     from fromfew.references import References
 
@@ -19,7 +20,7 @@ CARD = {
     "learns": ("style",),
     "photos": (0, 1),
     "kind": "free",
-    "ports": ("attention", "feature", "sampler"),
+    "ports": ("text", "attention", "feature", "sampler"),
     "backbones": ("sd15", "sd21", "sdxl", "sd3", "flux"),
     "adds": "nothing; with a photo, its latents",
     "couples_images": True,
@@ -28,12 +29,13 @@ CARD = {
 
 @dataclass(frozen=True, kw_only=True)
 class StyleAligned(Free):
-    """In self-attention every picture also reads the first one, whose statistics its queries and keys take first.
+    """In self-attention every picture also reads the first one, after taking on its statistics.
 
-    ``y_i = softmax(AdaIN(Q_i, Q_1) [AdaIN(K_i, K_1); scale · K_1]ᵀ + [0; shift]) [V_i; V_1]``. With a photo the first
-    picture is the photo, and it is left out of the result; without one it is the first prompt's.
+    ``y_i = softmax(AdaIN(Q_i, Q_1) [AdaIN(K_i, K_1); scale · K_1]ᵀ + [0; shift]) [V_i; V_1]``. With a photo
+    the first picture is the photo, and it is left out of the result; without one it is the first prompt's.
 
-    Departs from the paper: the photo is mixed with one noise for the time of every step, instead of being inverted.
+    Departs from the paper: the photo is mixed with one noise for the time of every step, instead of being
+    inverted.
 
     >>> StyleAligned(scale=0.8).scale
     0.8
@@ -59,16 +61,18 @@ class StyleAligned(Free):
         from fromfew.parts.lead import Lead
         from fromfew.parts.share import ShareFirst
         from fromfew.parts.shared_norm import SharedNorm
+        from fromfew.parts.word import Word
         from fromfew.ports.part import Parts
 
         lead = self._photo(bb, refs) if refs else (Lead(self.prompt) if self.prompt else None)
         return Parts(
+            word=Word.plain(refs.placeholder, "") if refs else None,
             share=ShareFirst(self.scale, self.shift, self.match, self.from_depth),
             norms=SharedNorm() if self.norms else None,
             lead=lead,
         )
 
-    def _photo(self, bb: Backbone, refs: References) -> Lead:  # noqa: F821
+    def _photo(self, bb: Backbone, refs: References) -> Lead:
         from fromfew.data import photo_batches
         from fromfew.fit import generator
         from fromfew.parts.lead import Lead

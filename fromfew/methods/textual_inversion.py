@@ -34,7 +34,8 @@ CARD = {
 class TextualInversion(Tuned):
     """Learn a subject or style as a word; nothing else of the model changes.
 
-    Minimises ``E ‖f(x_t, t, c(v)) - target‖²`` over the photos for the vectors ``v`` that stand where the word stands.
+    Minimises ``E ‖f(x_t, t, c(v)) - target‖²`` over the photos for the vectors ``v`` that stand where the
+    word stands.
 
     Departs from the paper: every text encoder of the base learns vectors, the vectors are never part of the
     vocabulary (so nothing else in it can move), and "a <v> cat" keeps the noun unless ``noun`` is off.

@@ -20,7 +20,7 @@ __all__ = ["ImageStream"]
 
 
 class ImageStream(AttentionPart):
-    """``y + scale · softmax(Q K'ᵀ) V'`` with ``K', V'`` from the picture's tokens (IP-Adapter, arXiv:2308.06721).
+    """``y + scale · softmax(Q K'ᵀ) V'`` with ``K', V'`` from its tokens (IP-Adapter, arXiv:2308.06721).
 
     Queries are the picture's own. Rows of other branches than "cond" read the tokens of no picture.
 
@@ -38,20 +38,26 @@ class ImageStream(AttentionPart):
         self._sites, self.width, self.count, self.scale = dict(sites), width, tokens, scale
         self.key = nn.ParameterDict({flat(name): torch.zeros(out, width) for name, out in sites.items()})
         self.value = nn.ParameterDict({flat(name): torch.zeros(out, width) for name, out in sites.items()})
+        self.tokens: Tensor
+        self.nothing: Tensor
         self.register_buffer("tokens", torch.zeros(1, tokens, width))
         self.register_buffer("nothing", torch.zeros(1, tokens, width))
         self.rows: Tensor | None = None
 
     @classmethod
     def of(cls, bb: Backbone, width: int, tokens: int) -> ImageStream:
-        """One pair of maps per site that reads text, begun as copies of the text's own where their widths agree."""
+        """A pair of maps per site that reads text, copies of the text's own where their widths agree."""
         sites = {site.name: site.width for site in bb.sites.values() if site.reads_text}
         part = cls(sites, width, tokens)
         text = {**bb.select("text.key"), **bb.select("text.value")}
         with torch.no_grad():
             for name in sites:
                 for role, into in (("k", part.key), ("v", part.value)):
-                    own = [m for path, m in text.items() if path.startswith(name + ".") and f"_{role}" in path[len(name) :]]
+                    own = [
+                        m
+                        for path, m in text.items()
+                        if path.startswith(name + ".") and f"_{role}" in path[len(name) :]
+                    ]
                     target = into[flat(name)]
                     if own and own[0].weight.shape == target.shape:
                         target.copy_(own[0].weight)
@@ -95,7 +101,9 @@ class ImageStream(AttentionPart):
         for name, width in self._sites.items():
             site = bb.sites.get(name)
             if site is None or site.width != width:
-                raise FromfewError(f"{self!r} does not fit {bb.name}: it has no attention '{name}' of width {width}.")
+                raise FromfewError(
+                    f"{self!r} does not fit {bb.name}: it has no attention '{name}' of width {width}."
+                )
 
     def config(self) -> dict[str, Any]:
         """Sites, widths, number of tokens and scale."""

@@ -16,8 +16,8 @@ __all__ = ["Lead"]
 class Lead(SamplerPart):
     """Draws a first picture in every batch and leaves it out of the result.
 
-    With a photo, the first picture is the photo: before every step its latents are those of the photo mixed with the
-    noise it began from, for the time of that step.
+    With a photo, the first picture is the photo: before every step its latents are those of the photo mixed
+    with the noise it began from, for the time of that step.
 
     Args:
         prompt: What the first picture shows.
@@ -29,6 +29,7 @@ class Lead(SamplerPart):
 
     def __init__(self, prompt: str, shape: list[int] | None = None) -> None:
         super().__init__()
+        self.photo: Tensor
         self.lead = prompt
         self.shape = list(shape) if shape is not None else None
         if self.shape is not None:
@@ -51,8 +52,8 @@ class Lead(SamplerPart):
             return moment.x
         if list(moment.x.shape[1:]) != self.shape:
             raise FromfewError(
-                f"The photo was read for latents of shape {self.shape}; pictures of {list(moment.x.shape[1:])} are "
-                "asked for. Draw at the base's own size."
+                f"The photo was read for latents of shape {self.shape}; pictures of "
+                f"{list(moment.x.shape[1:])} are asked for. Draw at the base's own size."
             )
         photo, noise = self.photo.to(moment.x), moment.noise[:1].to(moment.x)
         t = torch.full((1,), moment.t, device=moment.x.device)

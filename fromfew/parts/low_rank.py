@@ -63,7 +63,11 @@ class LowRank(LinearPart):
 
     def config(self) -> dict[str, Any]:
         """Shapes, rank and alpha."""
-        return {"shapes": {p: list(s) for p, s in self._shapes.items()}, "rank": self.rank, "alpha": self.alpha}
+        return {
+            "shapes": {p: list(s) for p, s in self._shapes.items()},
+            "rank": self.rank,
+            "alpha": self.alpha,
+        }
 
     def __repr__(self) -> str:
         return f"LowRank({len(self._shapes)} maps, rank={self.rank})"

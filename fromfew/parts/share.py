@@ -24,8 +24,8 @@ def adain(z: Tensor, like: Tensor) -> Tensor:
 class ShareFirst(AttentionPart):
     """Self-attention reads the first picture of the row's own branch too (StyleAligned, arXiv:2312.02133).
 
-    Picture queries and keys first take the first picture's statistics (AdaIN); its keys and values are then added.
-    The first picture itself stays as it is, bit for bit.
+    Picture queries and keys first take the first picture's statistics (AdaIN); its keys and values are then
+    added. The first picture itself stays as it is, bit for bit.
 
     Args:
         scale: Factor of the first picture's keys.
@@ -50,8 +50,8 @@ class ShareFirst(AttentionPart):
     def qkv(self, call: Call) -> Call:
         """Statistics of the first picture, and its keys and values beside each row's own.
 
-        At strength s below 1, log s more is added to the scores, so that its weight falls to nothing at 0. The first
-        rows' own bits are put back in `settle`.
+        At strength s below 1, log s more is added to the scores, so that its weight falls to nothing at 0.
+        The first rows' own bits are put back in `settle`.
         """
         first = call.rows.first_of_branch().to(call.q.device)
         image = call.image
@@ -61,18 +61,18 @@ class ShareFirst(AttentionPart):
             q, k = _matched(q, first, image, blend), _matched(k, first, image, blend)
         k = torch.cat([k, self.scale * call.k[first][:, :, image]], dim=2)
         v = torch.cat([call.v, call.v[first][:, :, image]], dim=2)
-        call.state["plain", call.site.name] = call
+        call.state[call.site.name] = call
         new = call.replace(q=q, k=k, v=v)
         shift = self.shift + math.log(max(call.strength, 1e-9))
         if shift:
-            added = torch.zeros(k.shape[2], device=k.device, dtype=k.dtype)
-            added[call.k.shape[2] :] = shift
+            added = torch.zeros(1, 1, 1, k.shape[2], device=k.device, dtype=k.dtype)
+            added[..., call.k.shape[2] :] = shift
             new.bias = added if new.bias is None else new.bias + added
         return new
 
     def settle(self, call: Call, y: Tensor) -> Tensor:
         """The shared reading; rows of first pictures read as they would alone."""
-        plain: Call = call.state.pop(("plain", call.site.name))
+        plain: Call = call.state.pop(call.site.name)
         first = plain.rows.first_of_branch().to(y.device)
         alone = (first == torch.arange(len(first), device=y.device)).nonzero().flatten()
         bias = plain.bias

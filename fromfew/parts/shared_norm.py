@@ -18,10 +18,10 @@ __all__ = ["SharedNorm"]
 
 
 class SharedNorm(FeaturePart):
-    """Group norms of the denoiser take their statistics over a row and the first picture of its branch together.
+    """Group norms of the denoiser take their statistics over a row and the first picture of its branch.
 
-    Layer norms work within one token, so sharing them would change nothing (StyleAligned's code does it all the
-    same); a base without group norms is left as it is.
+    Layer norms work within one token, so sharing them would change nothing (StyleAligned's code does it all
+    the same); a base without group norms is left as it is.
     """
 
     kind = "shared_norm"

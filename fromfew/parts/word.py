@@ -48,7 +48,9 @@ class Word(WordPart):
             raise FromfewError("A word needs a placeholder and 1 to 16 vectors.")
         self.placeholder, self.start, self.count, self.alias = placeholder, start, count, alias
         self._widths = dict(widths or {}) if alias is None else {}
-        self.vectors = nn.ParameterDict({key: torch.zeros(count, width) for key, width in self._widths.items()})
+        self.vectors = nn.ParameterDict(
+            {key: torch.zeros(count, width) for key, width in self._widths.items()}
+        )
 
     @classmethod
     def learned(cls, bb: Backbone, placeholder: str, start: str, count: int, rng: Generator) -> Word:
@@ -61,7 +63,7 @@ class Word(WordPart):
         with torch.no_grad():
             for key, encoder in encoders.items():
                 ids = word.carriers(encoder.tokenizer)
-                table = encoder.embedding.weight
+                table: Any = encoder.embedding.weight
                 for i, token in enumerate(ids):
                     vector = table[token].detach().float().cpu()
                     noise = torch.randn(vector.shape, generator=rng) * 0.01 * vector.std()
@@ -72,6 +74,11 @@ class Word(WordPart):
     def plain(cls, placeholder: str, alias: str) -> Word:
         """A word that is only another spelling: the placeholder stands for ``alias``."""
         return cls(placeholder, alias, alias=alias)
+
+    @property
+    def touches_text(self) -> bool:
+        """False for an alias: its prompts are respelled before they are encoded."""
+        return self.alias is None
 
     def carriers(self, tokenizer: Any) -> list[int]:
         """The first tokens of ``start``, repeated to ``count``.
@@ -95,7 +102,9 @@ class Word(WordPart):
         """The backbone must have the same text encoders, of the same widths."""
         there = {key: encoder.width for key, encoder in bb.text_encoders.items()}
         if self.alias is None and there != self._widths:
-            raise FromfewError(f"{self!r} does not fit {bb.name}: its text encoders are {there}, not {self._widths}.")
+            raise FromfewError(
+                f"{self!r} does not fit {bb.name}: its text encoders are {there}, not {self._widths}."
+            )
 
     def config(self) -> dict[str, Any]:
         """Everything but the vectors."""

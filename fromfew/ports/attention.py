@@ -1,7 +1,8 @@
 """The attention port: one interception of every attention call, whatever the architecture around it.
 
-The model's own module runs as it is; only ``scaled_dot_product_attention`` is caught, and only at sites where a part
-acts. Projections, norms and rotary embeddings stay the model's. Without parts nothing is installed at all.
+The model's own module runs as it is; only ``scaled_dot_product_attention`` is caught, and only at sites
+where a part acts. Projections, norms and rotary embeddings stay the model's. Without parts nothing is
+installed at all.
 """
 
 from __future__ import annotations
@@ -228,8 +229,8 @@ class _Tap:
                 result = original(*args, **kwargs)
             if not catch.caught:
                 raise FromfewError(
-                    f"The attention call at '{self.site.name}' was not seen: the model uses another kernel there. "
-                    "Set its attention backend to 'native'."
+                    f"The attention call at '{self.site.name}' was not seen: the model uses another kernel "
+                    "there. Set its attention backend to 'native'."
                 )
             return result
 

@@ -40,7 +40,7 @@ class LinearPart(Part):
 
     @abstractmethod
     def apply_to(self, path: str, x: Tensor) -> Tensor:
-        """What is added, at strength 1, to the output of the map at ``path`` for input ``x`` ``[..., in]``."""
+        """What is added, at strength 1, to the output of the map at ``path`` for ``x`` ``[..., in]``."""
 
     @abstractmethod
     def delta(self, path: str) -> Tensor:
@@ -82,8 +82,8 @@ class _Layer:
 class DeltaPart(Part):
     """Adds differences to parameters of any module: linear maps, convolutions, norms, embeddings.
 
-    While a module runs, an ordinary tensor of the same name hides the parameter, which itself is never written:
-    taking the part off cannot leave a trace. Several differences over one parameter sum.
+    While a module runs, an ordinary tensor of the same name hides the parameter, which itself is never
+    written: taking the part off cannot leave a trace. Several differences over one parameter sum.
     """
 
     port = "linear"
@@ -175,5 +175,6 @@ def _same_shape(part: Part, bb: Backbone, path: str, name: str, shape: tuple[int
         raise FromfewError(f"{part!r} does not fit {bb.name}: it has no '{path}.{name}'.")
     if tuple(there.shape) != tuple(shape):
         raise FromfewError(
-            f"{part!r} does not fit {bb.name}: '{path}.{name}' is {tuple(there.shape)}, learned on {tuple(shape)}."
+            f"{part!r} does not fit {bb.name}: '{path}.{name}' is {tuple(there.shape)}, "
+            f"learned on {tuple(shape)}."
         )

@@ -55,14 +55,14 @@ class Part(nn.Module, ABC):
 
     @abstractmethod
     def attach(self, bb: Backbone, strength: float) -> Handle:
-        """Put the part on a backbone; ``strength`` is never 0 here. Removing the handle restores it bit for bit."""
+        """Put the part on a backbone (``strength`` is never 0); removing the handle restores it exactly."""
 
     def check(self, bb: Backbone) -> None:
         """Raise `FromfewError` if this part does not fit the backbone; nothing is touched."""
 
     @property
     def touches_text(self) -> bool:
-        """Whether this part changes encoded prompts, so that they may not be kept while it is attached or learns."""
+        """Whether this part changes encoded prompts, so that they may not be kept while it is attached."""
         return self.port == "text"
 
 
@@ -126,7 +126,8 @@ class Attached:
         strength: How much of each; 0 is the base itself.
 
     Raises:
-        FromfewError: If a part does not fit, two words share a placeholder, or two parts claim one stage alone.
+        FromfewError: If a part does not fit, two words share a placeholder, or two parts claim one stage
+            alone.
     """
 
     def __init__(self, bb: Backbone, what: Iterable[Any], strength: float = 1.0) -> None:
@@ -206,14 +207,16 @@ def _refuse_conflicts(entries: list[Entry]) -> None:
     for entry in entries:
         for stage in getattr(entry.part, "exclusive", ()):
             if stage in alone:
-                raise FromfewError(f"{alone[stage]!r} and {entry.part!r} both need the stage '{stage}' for themselves.")
+                raise FromfewError(
+                    f"{alone[stage]!r} and {entry.part!r} both need the stage '{stage}' for themselves."
+                )
             alone[stage] = entry.part
         placeholder = getattr(entry.part, "placeholder", None)
         if placeholder is not None:
             if placeholder in words and words[placeholder] is not entry.part:
                 raise FromfewError(
-                    f"Two concepts answer to '{placeholder}'. Learn or load one of them under another placeholder, "
-                    "such as '<w>'."
+                    f"Two concepts answer to '{placeholder}'. "
+                    "Give one of them another placeholder, such as '<w>'."
                 )
             words[placeholder] = entry.part
 

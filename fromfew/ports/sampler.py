@@ -80,7 +80,7 @@ class SamplerPart(Part):
 
 
 def attached_samplers(bb: Backbone) -> list[tuple[SamplerPart, float, dict[str, Any]]]:
-    """Sampler parts now attached, with strength and state, in the order of attaching; strength 0 is left out."""
+    """Sampler parts now attached, with strength and state, in the order of attaching; without strength 0."""
 
     def acts(entry: Entry) -> bool:
         return isinstance(entry.part, SamplerPart) and entry.strength != 0

@@ -1,8 +1,8 @@
 """The text port: vectors where a word stands, without touching the vocabulary.
 
-In the token ids a word's place is held by carriers, ordinary ids, and a hook on the embedding writes the vectors there.
-Nothing is added to the tokenizer and no table is resized; models that find the end of the text at the largest id keep
-finding it.
+In the token ids a word's place is held by carriers, ordinary ids, and a hook on the embedding writes the
+vectors there. Nothing is added to the tokenizer and no table is resized; models that find the end of the
+text at the largest id keep finding it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fromfew.ports.part import Handle, Part, attached
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone, Text
 
-__all__ = ["Spliced", "StatesPart", "WordPart", "attached_states", "attached_words", "splice", "writing"]
+__all__ = ["Spliced", "StatesPart", "WordPart", "attached_states", "attached_words", "respelled", "splice", "writing"]
 
 
 class WordPart(Part):
@@ -40,7 +40,7 @@ class WordPart(Part):
 
     @abstractmethod
     def written(self, key: str, base: Tensor, strength: float) -> Tensor | None:
-        """Vectors ``[n, width]`` for encoder ``key``, given the carriers' own ``base``; None writes nothing."""
+        """Vectors ``[n, width]`` for encoder ``key``, given the carriers' own ``base``; None for none."""
 
     def attach(self, bb: Backbone, strength: float) -> Handle:
         """Nothing to install: encoding a prompt asks which words are attached."""
@@ -71,6 +71,20 @@ def attached_states(bb: Backbone) -> list[tuple[StatesPart, float]]:
     return [(e.part, e.strength) for e in attached(bb) if isinstance(e.part, StatesPart) and e.strength != 0]
 
 
+def respelled(bb: Backbone, prompts: Sequence[str | None]) -> list[str | None]:
+    """Prompts with the plain text of attached aliases in the place of their placeholders."""
+    plain = [(word.placeholder, word.alias) for word, _ in attached_words(bb) if word.alias is not None]
+    return [prompt if prompt is None else _spelled(prompt, plain) for prompt in prompts]
+
+
+def _spelled(prompt: str, plain: Sequence[tuple[str, str]]) -> str:
+    for placeholder, alias in plain:
+        if not alias:  # nothing stands for it: it takes the space behind it along
+            prompt = prompt.replace(f"{placeholder} ", "")
+        prompt = prompt.replace(placeholder, alias)
+    return prompt
+
+
 @dataclass(eq=False)
 class Spliced:
     """Prompts as ids.
@@ -78,7 +92,8 @@ class Spliced:
     Args:
         ids: ``[B, L]`` long.
         mask: ``[B, L]`` long, 1 where a token is not padding.
-        where: For each prompt, the positions of every placeholder and of every plain word (lower case, no marks).
+        where: For each prompt, the positions of every placeholder and of every plain word (lower case, no
+            marks).
         cut: For each prompt, the text that did not fit; empty if all did.
     """
 
@@ -110,7 +125,9 @@ def splice(
         room = length - len(head) - len(tail)
         for word, _ in words:
             if word.alias is None and max(places.get(word.placeholder, [0])) >= room:
-                raise FromfewError(f"The prompt is too long: '{word.placeholder}' falls off its end ({length} tokens).")
+                raise FromfewError(
+                    f"The prompt is too long: '{word.placeholder}' falls off its end ({length} tokens)."
+                )
         row = [*head, *ids[:room], *tail]
         rows.append(row + [pad] * (length - len(row)))
         masks.append([1] * len(row) + [0] * (length - len(row)))
@@ -167,10 +184,9 @@ def _tokens(
     tokenizer: Any, prompt: str, words: Sequence[tuple[WordPart, float]]
 ) -> tuple[list[int], dict[str, list[int]]]:
     """Ids without begin and end, and where every word lies in them."""
-    for word, _ in words:
-        if word.alias is not None:
-            prompt = prompt.replace(word.placeholder, word.alias)
-    learned = {word.placeholder: word for word, _ in words if word.alias is None and word.placeholder in prompt}
+    learned = {
+        word.placeholder: word for word, _ in words if word.alias is None and word.placeholder in prompt
+    }
     pattern = "|".join(re.escape(name) for name in sorted(learned, key=len, reverse=True))
     pieces = re.split(f"({pattern})", prompt) if learned else [prompt]
     ids: list[int] = []

@@ -84,8 +84,10 @@ def make(  # noqa: PLR0913
     Args:
         bb: The backbone.
         prompts: What to draw; a concept is called by its placeholder, as in "a <v> cat on the beach".
-        concepts: A concept, a part, or a sequence of them; a pair ``(concept, strength)`` weakens or strengthens one.
-        guidance: Scale of classifier-free guidance, or a guide; default as the backbone likes it, as are the next four.
+        concepts: A concept, a part, or a sequence of them; a pair ``(concept, strength)`` weakens or
+            strengthens one.
+        guidance: Scale of classifier-free guidance, or a guide; default as the backbone likes it, as are the
+            next four.
         steps: Sampling steps.
         seed: Picture i's noise depends on the seed and i only.
         negative: What not to draw.
@@ -102,126 +104,175 @@ def make(  # noqa: PLR0913
     Raises:
         FromfewError: If a name, size or number does not fit, or concepts contradict each other.
     """
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    height, width = size if isinstance(size, tuple) else (size or bb.default_size,) * 2
-    shape = bb.latent_shape(height, width)
-    guide = _guide(bb, guidance)
-    order = bb.sampler(sampler, bb.defaults.steps if steps is None else steps, shape)
-    indices = range(first, first + len(prompts))
-    start = _start(seed, indices, shape) if latents is None else latents
-    if not prompts or start.shape != (len(prompts), *shape):
-        raise FromfewError(f"{len(prompts)} prompts need noise of shape {(len(prompts), *shape)}, not {tuple(start.shape)}.")
-    drawing = _Drawing(bb, prompts, indices, negative or None, guide, order.name, len(order), shape, seed, watch)
+    order = _Order.of(bb, prompts, guidance, steps, sampler, size, seed, negative, first)
+    noise = order.noise() if latents is None else latents
+    if noise.shape != (len(order.prompts), *order.shape):
+        asked, given = (len(order.prompts), *order.shape), tuple(noise.shape)
+        raise FromfewError(f"These prompts need noise of shape {asked}, not {given}.")
     pairs = _pairs(concepts)
     with torch.no_grad(), ExitStack() as stack:
         for concept, strength in pairs:
             stack.enter_context(bb.attach(concept, strength=strength))
-        drawn = drawing.all(start, batch)
-        pictures = torch.cat([bb.decode(z) for z in drawn.split(batch)]).float().clamp(-1, 1).cpu()
-    told = {"seed": seed, "negative": negative, "guidance": repr(guide), "sampler": order.name, "steps": len(order)}
-    told |= {"size": [height, width], "base": bb.name, "fingerprint": bb.fingerprint(), "versions": versions()}
-    told["concepts"] = [_describe(concept, strength) for concept, strength in pairs]
-    told["own_noise"] = latents is not None
-    provenance = [{"prompt": prompt, "index": i, **told} for i, prompt in zip(indices, prompts, strict=True)]
-    return Images(pictures, provenance, drawn.cpu(), tuple(dict.fromkeys(drawing.warnings)))
+        runs = order.runs(noise, batch)
+        drawn = torch.cat([run.draw(_ticks(watch, i, len(runs))) for i, run in enumerate(runs)])
+        pictures = torch.cat([bb.decode(z) for z in drawn.split(max(1, batch))]).float().clamp(-1, 1).cpu()
+        warnings = dict.fromkeys([*_strange(order), *(w for run in runs for w in run.text.warnings)])
+    told = order.told() | {"own_noise": latents is not None, "concepts": [_describe(*pair) for pair in pairs]}
+    provenance = [
+        {"prompt": p, "index": i, **told} for i, p in zip(order.indices, order.prompts, strict=True)
+    ]
+    return Images(pictures, provenance, drawn.cpu(), tuple(warnings))
 
 
-@dataclass(eq=False)
-class _Drawing:
-    """One call of `make`, concepts attached."""
+@dataclass(frozen=True, eq=False)
+class _Order:
+    """What is to be drawn, every default filled in."""
 
     bb: Backbone
     prompts: list[str]
     indices: range
-    negative: str | None
+    negative: str
     guide: Guide
     sampler: str
     steps: int
-    shape: tuple[int, int, int]
+    size: tuple[int, int]
     seed: int
-    watch: Callable[[int, int], object] | None
-    warnings: list[str] = field(default_factory=list)
 
-    def all(self, start: Tensor, batch: int) -> Tensor:
-        """Latents ``[I, C, h, w]`` of all pictures."""
+    @classmethod
+    def of(
+        cls,
+        bb: Backbone,
+        prompts: str | Sequence[str],
+        guidance: float | Guide | None,
+        steps: int | None,
+        sampler: str | None,
+        size: int | tuple[int, int] | None,
+        seed: int,
+        negative: str,
+        first: int,
+    ) -> "_Order":
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts:
+            raise FromfewError("There is no prompt, so there is nothing to draw.")
+        guidance = bb.defaults.guidance if guidance is None else guidance
+        if isinstance(guidance, int | float):
+            guidance = Distilled(float(guidance)) if bb.distilled else CFG(float(guidance))
+        steps = bb.defaults.steps if steps is None else steps
+        both = size if isinstance(size, tuple) else (size or bb.default_size,) * 2
+        indices = range(first, first + len(prompts))
+        sampler = sampler or bb.defaults.sampler
+        order = cls(bb, prompts, indices, negative, guidance, sampler, steps, both, seed)
+        bb.sampler(sampler, steps, order.shape)  # refuses what does not fit before anything is drawn
+        return order
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one picture's latents."""
+        return self.bb.latent_shape(*self.size)
+
+    def noise(self) -> Tensor:
+        """Every picture's own noise."""
+        return torch.stack([noise_of(self.seed, i, self.shape) for i in self.indices])
+
+    def text(self, prompts: Sequence[str]) -> Text:
+        """What all branches read, branch after branch."""
+        ask, negative = self.guide.prompt, self.negative or None
+        return self.guide.dress(
+            self.bb.embed([ask(branch, p, negative) for branch in self.guide.branches for p in prompts])
+        )
+
+    def runs(self, noise: Tensor, batch: int) -> "list[_Run]":
+        """The order cut into batches; parts that couple pictures get all of them in one."""
+        count = len(self.prompts)
         coupled = any(getattr(entry.part, "couples_images", False) for entry in attached(self.bb))
-        size = len(self.prompts) if coupled else max(1, batch)
-        groups = [range(i, min(i + size, len(self.prompts))) for i in range(0, len(self.prompts), size)]
-        return torch.cat([self.batch(group, start, g, len(groups)) for g, group in enumerate(groups)])
+        size = count if coupled else max(1, batch)
+        lead = next((part.lead for part, _, _ in attached_samplers(self.bb) if part.lead is not None), None)
+        found = []
+        for i in range(0, count, size):
+            images, prompts, z = (
+                list(self.indices[i : i + size]),
+                self.prompts[i : i + size],
+                noise[i : i + size],
+            )
+            if lead is not None:
+                images, prompts = [_LEAD, *images], [lead, *prompts]
+                z = torch.cat([noise_of(self.seed, _LEAD, self.shape)[None].to(z), z])
+            z = z.to(self.bb.device, self.bb.dtype)
+            image = torch.tensor(images, device=self.bb.device)
+            found.append(_Run(self, image, self.text(prompts), z, lead is not None))
+        return found
 
-    def batch(self, group: range, start: Tensor, number: int, of: int) -> Tensor:
-        """Latents of the pictures of one batch, a lead picture drawn first and left out where a part asks for one."""
-        images, prompts = [self.indices[i] for i in group], [self.prompts[i] for i in group]
-        noise = start[group.start : group.stop]
-        lead = next((p.lead for p, _, _ in attached_samplers(self.bb) if p.lead is not None), None)
-        if lead is not None:
-            images, prompts = [_LEAD, *images], [lead, *prompts]
-            noise = torch.cat([noise_of(self.seed, _LEAD, self.shape)[None].to(noise), noise])
-        run = self.bb.sampler(self.sampler, self.steps, self.shape)
-        done = self._run(run, torch.tensor(images), self._text(prompts), noise.to(self.bb.device, self.bb.dtype), number, of)
-        return done if lead is None else done[1:]
+    def told(self) -> dict[str, Any]:
+        """What provenance says of all pictures alike."""
+        about = {"seed": self.seed, "negative": self.negative, "guidance": repr(self.guide)}
+        about |= {"sampler": self.sampler, "steps": self.steps, "size": list(self.size)}
+        return about | {"base": self.bb.name, "fingerprint": self.bb.fingerprint(), "versions": versions()}
 
-    def _text(self, prompts: list[str]) -> Text:
-        """All branches' text, branch after branch."""
-        asked = [self.guide.prompt(branch, prompt, self.negative) for branch in self.guide.branches for prompt in prompts]
-        text = self.guide.dress(self.bb.embed(asked))
-        known = {entry.concept for entry in attached(self.bb)}
-        known |= {getattr(entry.part, "placeholder", None) for entry in attached(self.bb)}
-        strange = {name for prompt in prompts for name in re.findall(r"<[^<>\s]+>", prompt)} - known
-        self.warnings += [f"'{name}' names no concept that is attached; it is read as plain text" for name in sorted(strange)]
-        self.warnings += text.warnings
-        return text
 
-    def _run(self, run: Sampler, image: Tensor, text: Text, noise: Tensor, number: int, of: int) -> Tensor:  # noqa: PLR0913
-        bb, branches = self.bb, self.guide.branches
-        image = image.to(bb.device)
-        parts = attached_samplers(bb)
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One batch, from noise to latents."""
+
+    order: _Order
+    image: Tensor
+    text: Text
+    noise: Tensor
+    led: bool
+
+    def draw(self, tick: Callable[[int, int], object]) -> Tensor:
+        """The only sampling loop. Latents ``[I, C, h, w]``, the lead picture left out."""
+        bb, guide = self.order.bb, self.order.guide
+        sampler = bb.sampler(self.order.sampler, self.order.steps, self.order.shape)
         for entry in attached(bb):
             entry.state.clear()  # what parts keep between steps belongs to one run
-        x = run.start(noise)
-        for step in range(len(run)):
-            t = run.times[step].to(bb.device)
-            rows = Rows.of(image, branches, t)
-
-            def predict(latents: Tensor, rows: Rows = rows) -> dict[str, Tensor]:
-                out = bb.predict(latents.repeat(len(branches), 1, 1, 1), rows.t, text, rows)
-                return dict(zip(branches, out.chunk(len(branches)), strict=True))
-
-            moment = Moment(
-                step=step, steps=len(run), t=float(t), next=float(run.times[step + 1]), x=x, noise=noise, image=image,
-                path=bb.path, predict=predict, text=text, rows=rows,
-            )  # fmt: skip
-            x = self._hooks(parts, moment, ("start", "before") if step == 0 else ("before",))
-            pred = self.guide(predict(x), t)
-            for part, _, state in parts:
-                moment.state = state
+        x = sampler.start(self.noise)
+        for step in range(len(sampler)):
+            moment = self._moment(sampler, step, x)
+            if step == 0:
+                self._ask("start", moment)
+            self._ask("before", moment)
+            t = moment.rows.t[0]
+            pred = guide(moment.predict(moment.x), t)
+            for part, _, moment.state in attached_samplers(bb):
                 pred = part.guide(moment, pred)
-            moment.x = run.step(step, pred, x)
-            x = self._hooks(parts, moment, ("after",))
-            if self.watch is not None:
-                self.watch(number * len(run) + step + 1, of * len(run))
-        return x
+            moment.x = sampler.step(step, pred, moment.x)
+            self._ask("after", moment)
+            x = moment.x
+            tick(step + 1, len(sampler))
+        return x[1:] if self.led else x
 
-    @staticmethod
-    def _hooks(parts: Sequence[tuple[Any, float, dict[str, Any]]], moment: Moment, names: tuple[str, ...]) -> Tensor:
+    def _moment(self, sampler: Sampler, step: int, x: Tensor) -> Moment:
+        bb, branches = self.order.bb, self.order.guide.branches
+        t, after = sampler.times[step : step + 2].tolist()
+        rows = Rows.of(self.image, branches, torch.tensor(t, device=bb.device))
+
+        def predict(latents: Tensor) -> dict[str, Tensor]:
+            out = bb.predict(latents.repeat(len(branches), 1, 1, 1), rows.t, self.text, rows)
+            return dict(zip(branches, out.chunk(len(branches)), strict=True))
+
+        return Moment(
+            step, len(sampler), t, after, x, self.noise, self.image, bb.path, predict, self.text, rows
+        )
+
+    def _ask(self, hook: str, moment: Moment) -> None:
         """Let every sampler part act on the latents, in the order attached."""
-        for name in names:
-            for part, _, state in parts:
-                moment.state = state
-                moment.x = getattr(part, name)(moment)
-        return moment.x
+        for part, _, moment.state in attached_samplers(self.order.bb):
+            moment.x = getattr(part, hook)(moment)
 
 
-def _start(seed: int, indices: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
-    return torch.stack([noise_of(seed, i, shape) for i in indices]) if indices else torch.empty(0)
+def _ticks(watch: Callable[[int, int], object] | None, run: int, runs: int) -> Callable[[int, int], object]:
+    """Progress over all batches, from the progress of one."""
+    return lambda i, n: watch(run * n + i, runs * n) if watch is not None else None
 
 
-def _guide(bb: Backbone, guidance: float | Guide | None) -> Guide:
-    if guidance is None:
-        guidance = bb.defaults.guidance
-    if not isinstance(guidance, int | float):
-        return guidance
-    return Distilled(float(guidance)) if bb.distilled else CFG(float(guidance))
+def _strange(order: _Order) -> list[str]:
+    """Warnings of placeholders in prompts that belong to nothing attached."""
+    entries = attached(order.bb)
+    known = {entry.concept for entry in entries} | {getattr(e.part, "placeholder", None) for e in entries}
+    found = {name for prompt in order.prompts for name in re.findall(r"<[^<>\s]+>", prompt)}
+    return [
+        f"'{n}' names no concept that is attached; it is read as plain text" for n in sorted(found - known)
+    ]
 
 
 def _pairs(concepts: Any) -> list[tuple[Any, float]]:
@@ -243,4 +294,3 @@ def _describe(concept: Any, strength: float) -> dict[str, Any]:
         "method": method,
         "strength": strength * float(getattr(concept, "strength", 1.0)),
     }
-

@@ -1,6 +1,7 @@
 """NoisePath: the only place that knows eps from v from flow.
 
-Times ``t`` are floats in (0, 1): 0 is the clean image and 1 is noise, whatever the model was trained to predict.
+Times ``t`` are floats in (0, 1): 0 is the clean image and 1 is noise, whatever the model was trained to
+predict.
 """
 
 import math
@@ -15,14 +16,15 @@ from torch import Generator, Tensor
 class NoisePath:
     """How a model mixes image and noise, and what it predicts about the mixture.
 
-    With ``a²`` the signal level at ``t``, eps and v models see ``x_t = a x0 + √(1-a²) noise``; flow models see
-    ``x_t = (1-t) x0 + t noise``. An eps model predicts ``noise``, a v model ``a noise - √(1-a²) x0`` (Salimans & Ho,
-    arXiv:2202.00512), a flow model ``noise - x0`` (Lipman et al., arXiv:2210.02747).
+    With ``a²`` the signal level at ``t``, eps and v models see ``x_t = a x0 + √(1-a²) noise``; flow models
+    see ``x_t = (1-t) x0 + t noise``. An eps model predicts ``noise``, a v model ``a noise - √(1-a²) x0``
+    (Salimans & Ho, arXiv:2202.00512), a flow model ``noise - x0`` (Lipman et al., arXiv:2210.02747).
 
     Args:
         kind: What the model predicts.
         alphas: ``[T]`` cumulative signal levels ``a²`` of eps and v models, falling from 1 towards 0.
-        shift: Timestep shift of flow models; above 1 spends more time near noise (Esser et al., arXiv:2403.03206).
+        shift: Timestep shift of flow models; above 1 spends more time near noise (Esser et al.,
+            arXiv:2403.03206).
         dynamic: Shift as a function of the number of image tokens: ``(base_shift, max_shift, base_tokens,
             max_tokens)``, the shift's logarithm being linear in the tokens. Used by FLUX.
 
@@ -50,7 +52,7 @@ class NoisePath:
         return replace(self, shift=math.exp(base + slope * (tokens - base_tokens)))
 
     def draw(self, n: int, rng: Generator) -> Tensor:
-        """Draw ``[n]`` times in (0, 1) as the model was trained: uniform, or shifted logit-normal for flow."""
+        """Draw ``[n]`` times in (0, 1) as the model was trained: uniform, or shifted logit-normal."""
         if self.alphas is None:
             return self.shifted(torch.sigmoid(torch.randn(n, generator=rng, device=rng.device)))
         step = torch.randint(len(self.alphas), (n,), generator=rng, device=rng.device)
@@ -114,7 +116,7 @@ class NoisePath:
 
 
 def zero_terminal_snr(alphas: Tensor) -> Tensor:
-    """Rescale cumulative signal levels ``[T]`` so that the last step is pure noise (Lin et al., arXiv:2305.08891)."""
+    """Rescale signal levels ``[T]`` so that the last step is pure noise (Lin et al., arXiv:2305.08891)."""
     root = alphas.sqrt()
     first, last = root[0].clone(), root[-1].clone()
     return ((root - last) * first / (first - last)) ** 2

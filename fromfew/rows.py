@@ -28,7 +28,9 @@ class Rows:
 
     def __post_init__(self) -> None:
         if not len(self.branch) == len(self.image) == len(self.t):
-            raise ValueError(f"rows disagree: {len(self.branch)} branches, {len(self.image)} images, {len(self.t)} times")
+            raise ValueError(
+                f"rows disagree: {len(self.branch)} branches, {len(self.image)} images, {len(self.t)} times"
+            )
 
     @classmethod
     def plain(cls, n: int, t: Tensor) -> "Rows":
@@ -80,18 +82,21 @@ class Rows:
         return Rows(tuple(self.branch[i] for i in index), self.image[at], self.t[at], concept)
 
     def __repr__(self) -> str:
-        rows = ", ".join(f"{name}:{image}" for name, image in zip(self.branch, self.image.tolist(), strict=True))
+        rows = ", ".join(
+            f"{name}:{image}" for name, image in zip(self.branch, self.image.tolist(), strict=True)
+        )
         return f"Rows({rows})"
 
 
 @dataclass(frozen=True, eq=False)
 class Now:
-    """What the denoiser is looking at during one call of `predict`; parts read it, only the backbone writes it.
+    """What the denoiser is looking at during one call of `predict`; parts read it, the backbone writes it.
 
     Args:
         rows: What every row of the batch is.
         text_tokens: Length of the text's states, as the denoiser receives them.
-        latent: Height and width of the image's token grid at its finest (after patches, where the model has them).
+        latent: Height and width of the image's token grid at its finest (after patches, where the model has
+            them).
         t: ``[B]`` times in (0, 1).
     """
 

@@ -286,7 +286,7 @@ class Backbone(ABC):
             if side < unit or side % unit:
                 near = max(unit, round(side / unit) * unit)
                 raise FromfewError(
-                    f"A side of {side} px does not fit '{self.name}': it takes multiples of {unit}; try {near}."
+                    f"A side of {side} px does not fit '{self.name}': use multiples of {unit}; try {near}."
                 )
         return self.latent_channels, height // self.down, width // self.down
 

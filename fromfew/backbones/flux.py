@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fromfew.backbones.base import Backbone
 from fromfew.backbones.mmdit import joint_labels
@@ -13,10 +14,10 @@ from fromfew.ports.attention import Site
 
 
 class FluxBackbone(Backbone):
-    """Double blocks keep text and image apart but for attention; single blocks receive them joined, text first.
+    """Double blocks keep text and image apart but for attention; single blocks receive them joined.
 
-    Only T5's states are attended to; CLIP is pooled. Models distilled from guidance read its scale as a number,
-    ``text.extra["guidance"]``, by default the backbone's own.
+    Only T5's states are attended to; CLIP is pooled. Models distilled from guidance read its scale as a
+    number, ``text.extra["guidance"]``, by default the backbone's own.
     """
 
     family = "flux"
@@ -24,7 +25,7 @@ class FluxBackbone(Backbone):
     even_times = True
 
     @property
-    def distilled(self) -> bool:
+    def distilled(self) -> bool:  # type: ignore[override]
         """Whether guidance is told to the model as a number instead of being computed from two branches."""
         return bool(self.denoiser.config.guidance_embeds)
 
@@ -35,7 +36,7 @@ class FluxBackbone(Backbone):
 
     def _find_sites(self) -> dict[str, Site]:
         blocks = ("transformer_blocks", "single_transformer_blocks")
-        found: list[tuple[str, nn.Module]] = [
+        found: list[tuple[str, Any]] = [
             (f"denoiser.{group}.{number}.attn", block.attn)
             for group in blocks
             for number, block in enumerate(getattr(self.denoiser, group))
@@ -56,7 +57,11 @@ class FluxBackbone(Backbone):
         }
 
     def _labels(self, path: str) -> Sequence[str]:
-        return joint_labels(path) if path.startswith(("transformer_blocks", "single_transformer_blocks")) else ("all",)
+        return (
+            joint_labels(path)
+            if path.startswith(("transformer_blocks", "single_transformer_blocks"))
+            else ("all",)
+        )
 
     def _compose(self, prompts: Sequence[str | None]) -> Text:
         clip, short = self._read("one", prompts)

@@ -8,7 +8,7 @@ _CONFIGS = ["model_index.json", "fromfew.json", "*/*.json", "*/*.txt", "*/*.mode
 
 
 def snapshot(name: str, revision: str | None, variant: str | None, *, weights: bool = True) -> Path:
-    """Folder with the configurations, tokenizers and, unless told not to, safetensors of a hub id; pickles are never fetched.
+    """Folder with a hub id's configurations, tokenizers and (unless told not to) safetensors, never pickles.
 
     Raises:
         FromfewError: If it can neither be fetched nor found in the cache.
@@ -25,12 +25,14 @@ def snapshot(name: str, revision: str | None, variant: str | None, *, weights: b
                 name, revision=revision, allow_patterns=[*_CONFIGS, *wanted], ignore_patterns=ignored
             )
         except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-            raise FromfewError(f"The hub has no '{name}'{f' at {revision}' if revision else ''}, or it is gated.") from error
+            raise FromfewError(
+                f"The hub has no '{name}'{f' at {revision}' if revision else ''}, or it is gated."
+            ) from error
         except Exception:  # no connection, of whatever kind: what is in the cache will do
             found = snapshot_download(name, revision=revision, local_files_only=True)
     except LocalEntryNotFoundError as error:
         raise FromfewError(
-            f"'{name}' is not in the hub's cache and the hub cannot be reached. Connect once, or give the path of a "
-            "diffusers folder; 'world' needs no connection."
+            f"'{name}' is not in the hub's cache and the hub cannot be reached. Connect once, or give "
+            "the path of a diffusers folder; 'world' needs no connection."
         ) from error
     return Path(found)

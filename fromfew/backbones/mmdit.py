@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ class MMDiTBackbone(Backbone):
         return int(self.denoiser.config.in_channels)
 
     def _find_sites(self) -> dict[str, Site]:
-        found: list[tuple[str, nn.Module, str]] = []
+        found: list[tuple[str, Any, Literal["joint", "self"]]] = []
         for number, block in enumerate(self.denoiser.transformer_blocks):
             found.append((f"denoiser.transformer_blocks.{number}.attn", block.attn, "joint"))
             if getattr(block, "attn2", None) is not None:
@@ -74,7 +75,7 @@ class MMDiTBackbone(Backbone):
     def _call(self, xt: Tensor, t: Tensor, text: Text) -> Tensor:
         return self.denoiser(
             hidden_states=xt,
-            timestep=self.path.index(t.to(xt.device)).to(xt.dtype),
+            timestep=self.path.index(t.to(xt.device)),
             encoder_hidden_states=text.states,
             pooled_projections=text.pooled,
             return_dict=False,

@@ -34,14 +34,14 @@ def open_backbone(
     """Open a frozen model. Only safetensors are read, never a pickle, and never code from the model's folder.
 
     Args:
-        name: "world" (the model that comes with the package), "tiny-sd15" and its kin, a diffusers folder, a single
-            ``.safetensors`` checkpoint, or a hub id "owner/name".
+        name: "world" (the model that comes with the package), "tiny-sd15" and its kin, a diffusers folder, a
+            single ``.safetensors`` checkpoint, or a hub id "owner/name".
         device: Where to put it.
         dtype: Number format of its weights.
         revision: Commit, branch or tag of a hub id.
         variant: Weights' variant, such as "fp16".
-        config: For a single checkpoint: a diffusers folder of the same architecture, for its configuration and
-            tokenizers, weights not needed; by default those in the hub's cache.
+        config: For a single checkpoint: a diffusers folder of the same architecture, for its configuration
+            and tokenizers, weights not needed; by default those in the hub's cache.
 
     Raises:
         FromfewError: If there is no such model, it cannot be had offline, or it holds what is never loaded.
@@ -61,7 +61,9 @@ def _open(
         return assemble(name, *twin(name[5:]))
     if name == "world":
         if not (_WORLD / "model_index.json").is_file():
-            raise FromfewError(f"The embedded model 'world' is not installed: '{_WORLD}' has no model_index.json.")
+            raise FromfewError(
+                f"The embedded model 'world' is not installed: '{_WORLD}' has no model_index.json."
+            )
         return _folder(_WORLD, name, dtype, variant)
     path = Path(name)
     if path.is_dir():
@@ -91,7 +93,9 @@ def _folder(folder: Path, name: str, dtype: torch.dtype, variant: str | None) ->
     return assemble(name, index["_class_name"], components, read_defaults(folder))
 
 
-def assemble(name: str, pipeline: str, components: Mapping[str, Any], defaults: Defaults | None = None) -> Backbone:
+def assemble(
+    name: str, pipeline: str, components: Mapping[str, Any], defaults: Defaults | None = None
+) -> Backbone:
     """A backbone from loaded components, named as in a diffusers pipeline of that class.
 
     Raises:
@@ -103,7 +107,10 @@ def assemble(name: str, pipeline: str, components: Mapping[str, Any], defaults: 
 
     if pipeline not in PIPELINES:
         raise unknown("pipeline", pipeline, PIPELINES)
-    kinds: dict[str, type[Backbone]] = {"StableDiffusion3Pipeline": MMDiTBackbone, "FluxPipeline": FluxBackbone}
+    kinds: dict[str, type[Backbone]] = {
+        "StableDiffusion3Pipeline": MMDiTBackbone,
+        "FluxPipeline": FluxBackbone,
+    }
     needed = [part for part in PIPELINES[pipeline] if components.get(part) is None]
     if needed:
         raise FromfewError(f"'{name}' lacks {', '.join(needed)}, which a {pipeline} needs.")
@@ -114,7 +121,9 @@ def assemble(name: str, pipeline: str, components: Mapping[str, Any], defaults: 
     if not defaults.size:
         sample = getattr(backbone.denoiser.config, "sample_size", None) or 128
         backbone.defaults = defaults = replace(defaults, size=sample * backbone.down)
-        if pipeline == "FluxPipeline" and not backbone.distilled:  # FLUX schnell: four steps, no guidance of any kind
+        if (
+            pipeline == "FluxPipeline" and not backbone.distilled
+        ):  # FLUX schnell: four steps, no guidance of any kind
             backbone.defaults = replace(defaults, guidance=1.0, steps=4)
     return backbone
 

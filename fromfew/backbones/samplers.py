@@ -1,4 +1,4 @@
-"""Samplers: diffusers' schedulers behind one face, with times in (0, 1) and latents as `NoisePath.mix` makes them."""
+"""Samplers: diffusers' schedulers behind one face; times in (0, 1), latents as the path mixes them."""
 
 from typing import Any
 
@@ -28,12 +28,19 @@ def noise_path(scheduler: Any) -> NoisePath:
     config = scheduler.config
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         if config.use_dynamic_shifting:
-            dynamic = (config.base_shift, config.max_shift, config.base_image_seq_len, config.max_image_seq_len)
+            dynamic = (
+                config.base_shift,
+                config.max_shift,
+                config.base_image_seq_len,
+                config.max_image_seq_len,
+            )
             return NoisePath("flow", dynamic=dynamic)
         return NoisePath("flow", shift=config.shift)
     predicts = config.get("prediction_type", "epsilon")
     if predicts not in _KINDS:
-        raise FromfewError(f"The scheduler says the model predicts '{predicts}'; known are epsilon, v_prediction and flow.")
+        raise FromfewError(
+            f"The scheduler says the model predicts '{predicts}'; known are epsilon, v_prediction and flow."
+        )
     return NoisePath(_KINDS[predicts], DDIMScheduler.from_config(config).alphas_cumprod)  # type: ignore[arg-type]
 
 
@@ -51,12 +58,15 @@ class Sampler:
 
     def __init__(self, name: str, scheduler: Any, path: NoisePath) -> None:
         self.name, self.path, self._scheduler = name, path, scheduler
-        scheduler.set_begin_index(0) if hasattr(scheduler, "set_begin_index") else None
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)
         times = scheduler.sigmas[:-1] if path.kind == "flow" else path.time(scheduler.timesteps)
         self.times = torch.cat([times.float().cpu(), torch.zeros(1)])
         # Euler for eps and v works on latents divided by the signal level; everybody else sees them as mixed.
-        divided = isinstance(scheduler, EulerDiscreteScheduler)
-        self._norms = (scheduler.sigmas.float() ** 2 + 1).sqrt() if divided else torch.ones(len(self.times))
+        self._divided = isinstance(scheduler, EulerDiscreteScheduler)
+        self._norms = torch.ones(len(self.times))
+        if self._divided:
+            self._norms = (scheduler.sigmas.float() ** 2 + 1).sqrt()
 
     def __len__(self) -> int:
         return len(self.times) - 1
@@ -69,13 +79,15 @@ class Sampler:
         """From the latents at ``times[i]`` to those at ``times[i + 1]``."""
         timestep = self._scheduler.timesteps[i]
         inner = xt * self._norms[i].to(xt.device)
-        if isinstance(self._scheduler, EulerDiscreteScheduler):
+        if self._divided:
             self._scheduler.is_scale_input_called = True  # predict() is given the scaled latents already
         after = self._scheduler.step(pred, timestep, inner, return_dict=False)[0]
         return (after / self._norms[i + 1].to(xt.device)).to(xt.dtype)
 
 
-def build_sampler(stored: Any, path: NoisePath, name: str, steps: int, tokens: int, *, even: bool = False) -> Sampler:
+def build_sampler(
+    stored: Any, path: NoisePath, name: str, steps: int, tokens: int, *, even: bool = False
+) -> Sampler:
     """A fresh sampler for one run.
 
     Args:
@@ -101,7 +113,9 @@ def build_sampler(stored: Any, path: NoisePath, name: str, steps: int, tokens: i
     elif name == "euler":
         scheduler = EulerDiscreteScheduler.from_config(config)
     else:
-        scheduler = DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", solver_order=2)
+        scheduler = DPMSolverMultistepScheduler.from_config(
+            config, algorithm_type="dpmsolver++", solver_order=2
+        )
     scheduler.set_timesteps(steps)
     return Sampler(name, scheduler, path)
 
@@ -110,8 +124,11 @@ def _flow(stored: Any, path: NoisePath, name: str, steps: int, even: bool) -> Sa
     if name == "ddim":
         raise FromfewError("'ddim' does not fit a flow model: use 'euler' or 'dpm++'.")
     if name == "dpm++":
-        solver = DPMSolverMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=path.shift, final_sigmas_type="zero"
+        solver: Any = DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=path.shift,
+            final_sigmas_type="zero",
         )
         solver.set_timesteps(steps)
         return Sampler(name, solver, path)

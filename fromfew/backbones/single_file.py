@@ -1,4 +1,4 @@
-"""A single ``.safetensors`` checkpoint, converted by diffusers with a configuration that is on this machine."""
+"""A single ``.safetensors`` checkpoint, converted by diffusers with a configuration on this machine."""
 
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ def _known_config(path: Path) -> Path:
         return snapshot(name, None, None, weights=False)
     except FromfewError as error:
         raise FromfewError(
-            f"'{path}' holds weights only. Its configuration and tokenizers, those of '{name}', are neither in the "
-            "hub's cache nor can the hub be reached. Connect once, or pass config=<a diffusers folder of that model>."
+            f"'{path}' holds weights only. Its configuration and tokenizers, those of '{name}', are neither "
+            "in the hub's cache nor can the hub be reached. Connect once, or pass config=<a diffusers folder "
+            "of that model>."
         ) from error

@@ -38,7 +38,8 @@ class Text:
         states: ``[B, L, C]`` what attention reads.
         pooled: ``[B, P]`` what modulates the whole picture, where the model has such a thing.
         extra: Whatever else the denoiser needs, each with ``B`` first.
-        words: Per prompt, positions in ``states`` of every word (lower case, without punctuation) and placeholder.
+        words: Per prompt, positions in ``states`` of every word (lower case, without punctuation) and
+            placeholder.
         warnings: What the reader should know, such as words cut off at the encoder's length.
     """
 
@@ -79,7 +80,9 @@ class Text:
         return Text(
             prompts=tuple(p for text in texts for p in text.prompts),
             states=torch.cat([text.states for text in texts]),
-            pooled=None if first.pooled is None else torch.cat([t.pooled for t in texts if t.pooled is not None]),
+            pooled=None
+            if first.pooled is None
+            else torch.cat([t.pooled for t in texts if t.pooled is not None]),
             extra={name: torch.cat([text.extra[name] for text in texts]) for name in first.extra},
             words=tuple(w for text in texts for w in text.words),
             warnings=tuple(dict.fromkeys(w for text in texts for w in text.warnings)),

@@ -4,6 +4,7 @@ They are for contracts, not for quality: 32x32 px pictures, 16x16 latents, width
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +25,36 @@ from fromfew.backbones.base import Defaults
 
 WIDTH = 32
 _WORDS = """a an the of on in at with and to is it photo picture painting drawing style cat dog toy vase bear
-teapot person man woman face red blue green yellow black white small large big beach snow city forest moon table
-street water night sky house car hat ball star apple boat lamp tree flower running sitting holding wearing next"""
+teapot person man woman face red blue green yellow black white small large big beach snow city forest moon
+table street water night sky house car hat ball star apple boat lamp tree flower running sitting holding
+wearing next"""
 
 
 def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
     """A CLIP tokenizer that knows some sixty words whole and spells the others."""
     letters = sorted(ByteLevel.alphabet())
     vocabulary = [*letters, *(letter + "</w>" for letter in letters)]
-    merges: dict[str, None] = {}
+    merges: dict[tuple[str, str], int] = {}
     for word in sorted(set(_WORDS.split())):
-        pieces = [*word[:-1], word[-1] + "</w>"]
-        while len(pieces) > 1:
-            merges[f"{pieces[0]} {pieces[1]}"] = None
-            pieces[:2] = [pieces[0] + pieces[1]]
-            vocabulary.append(pieces[0])
-    ids = {token: i for i, token in enumerate(dict.fromkeys([*vocabulary, "<|startoftext|>", "<|endoftext|>"]))}
-    pairs: Any = [tuple(merge.split(" ")) for merge in merges]
+        # Later merges rank lower, so a word that is whole already stays whole.
+        while len(pieces := _pieces(word, merges)) > 1:
+            merges[pieces[0], pieces[1]] = len(merges)
+            vocabulary.append(pieces[0] + pieces[1])
+    ids = {
+        token: i for i, token in enumerate(dict.fromkeys([*vocabulary, "<|startoftext|>", "<|endoftext|>"]))
+    }
+    pairs: Any = list(merges)
     return CLIPTokenizer(vocab=ids, merges=pairs, pad_token=pad, model_max_length=77)
+
+
+def _pieces(word: str, merges: dict[tuple[str, str], int]) -> list[str]:
+    """A word cut as byte-pair encoding cuts it."""
+    pieces = [*word[:-1], word[-1] + "</w>"]
+    while known := [pair for pair in pairwise(pieces) if pair in merges]:
+        first, second = min(known, key=merges.__getitem__)
+        i = next(i for i, pair in enumerate(pairwise(pieces)) if pair == (first, second))
+        pieces[i : i + 2] = [first + second]
+    return pieces
 
 
 def t5_tokenizer() -> T5Tokenizer:
@@ -138,7 +151,11 @@ def _sd21() -> dict[str, Any]:
         "unet": _unet(use_linear_projection=True, attention_head_dim=(2, 4)),
         "vae": vae,
         "scheduler": diffusers.DDIMScheduler(
-            **_BETAS, **_STEPS, prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+            **_BETAS,
+            **_STEPS,
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            timestep_spacing="trailing",
         ),
     }
 
@@ -190,7 +207,9 @@ def _sd3() -> dict[str, Any]:
             dual_attention_layers=(0,),
             qk_norm="rms_norm",
         ),
-        "vae": _vae(scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+        "vae": _vae(
+            scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False
+        ),
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
     }
 
@@ -214,7 +233,9 @@ def _flux() -> dict[str, Any]:
             axes_dims_rope=(4, 4, 8),
             guidance_embeds=True,
         ),
-        "vae": _vae(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
+        "vae": _vae(
+            scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False
+        ),
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
     }
 
@@ -230,7 +251,7 @@ TWINS = tuple(_MAKERS)
 
 
 def twin(name: str) -> tuple[str, dict[str, Any], Defaults]:
-    """Pipeline class, components and defaults of a twin; the same numbers every time, the global RNG untouched."""
+    """Pipeline class, components and defaults of a twin; the same numbers every time, no global RNG."""
     maker, pipeline, defaults = _MAKERS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -19,8 +19,9 @@ _PIECES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "out"}
 class UNetBackbone(Backbone):
     """A UNet with one or two CLIP text encoders.
 
-    With two (SDXL) the second-to-last hidden states of both are joined by width, the second encoder's projection
-    is pooled, and the picture's size is told to the UNet as six numbers (Podell et al., arXiv:2307.01952).
+    With two (SDXL) the second-to-last hidden states of both are joined by width, the second encoder's
+    projection is pooled, and the picture's size is told to the UNet as six numbers (Podell et al.,
+    arXiv:2307.01952).
     """
 
     family = "unet"
@@ -33,7 +34,9 @@ class UNetBackbone(Backbone):
     def _find_sites(self) -> dict[str, Site]:
         found = [(path, m) for path, m in self.denoiser.named_modules() if isinstance(m, Attention)]
         order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
-        found.sort(key=lambda pair: order[pair[0].split(".")[0]])  # a stable sort: blocks are registered in order
+        found.sort(
+            key=lambda pair: order[pair[0].split(".")[0]]
+        )  # a stable sort: blocks are registered in order
         sites: dict[str, Site] = {}
         for index, (path, module) in enumerate(found):
             cross = path.endswith("attn2")
@@ -58,7 +61,9 @@ class UNetBackbone(Backbone):
 
     def _compose(self, prompts: Sequence[str | None]) -> Text:
         out, spliced = self._read("one", prompts)
-        text = Text(tuple(prompts), out.last_hidden_state, words=tuple(spliced.where), warnings=self._warn(spliced))
+        text = Text(
+            tuple(prompts), out.last_hidden_state, words=tuple(spliced.where), warnings=self._warn(spliced)
+        )
         if not self._xl:
             return self._edited(text)
         second, _ = self._read("two", prompts)

@@ -12,14 +12,14 @@ from fromfew.errors import FromfewError
 from fromfew.io.tensors import read_header
 
 _UNET = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_TWO = ("text_encoder_2", "tokenizer_2")
+_JOINT = ("transformer", *_UNET[1:], *_TWO)
 PIPELINES: dict[str, tuple[str, ...]] = {
     "StableDiffusionPipeline": _UNET,
-    "StableDiffusionXLPipeline": (*_UNET, "text_encoder_2", "tokenizer_2"),
-    "StableDiffusion3Pipeline": (
-        "transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler",
-    ),
-    "FluxPipeline": ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler"),
-}  # fmt: skip
+    "StableDiffusionXLPipeline": (*_UNET, *_TWO),
+    "StableDiffusion3Pipeline": _JOINT,
+    "FluxPipeline": _JOINT,
+}
 """Pipelines that can be opened, and the components each needs."""
 
 _MODELS: dict[str, Any] = {
@@ -43,7 +43,8 @@ _SCHEDULERS: dict[str, Any] = {
     for name in (
         "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
         "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler",
-        "HeunDiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler",
+        "HeunDiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler",
+        "UniPCMultistepScheduler",
     )
 }  # fmt: skip
 CLASSES = {**_MODELS, **_TOKENIZERS, **_SCHEDULERS}
@@ -74,14 +75,18 @@ def check_folder(folder: Path, variant: str | None = None, *, weights: bool = Tr
             continue
         if len(spec) != 2 or spec[1] not in CLASSES:
             known = ", ".join(sorted(CLASSES))
-            raise FromfewError(f"'{path}' wants the class '{spec[-1]}' for '{part}'. It is not loaded; known are: {known}.")
+            raise FromfewError(
+                f"'{path}' wants the class '{spec[-1]}' for '{part}'. It is not loaded; known are: {known}."
+            )
         _check_component(folder / part, spec[1], variant, weights)
     return index
 
 
 def _check_component(folder: Path, kind: str, variant: str | None, needed: bool) -> None:
     if not folder.is_dir():
-        raise FromfewError(f"'{folder.parent}' has no folder '{folder.name}', which its model_index.json names.")
+        raise FromfewError(
+            f"'{folder.parent}' has no folder '{folder.name}', which its model_index.json names."
+        )
     for config in sorted(folder.glob("*.json")):
         read_config(config)
     if kind in _MODELS and needed:
@@ -89,7 +94,9 @@ def _check_component(folder: Path, kind: str, variant: str | None, needed: bool)
         if not weights:
             raise FromfewError(f"'{folder}' has no .safetensors weights.{_found(folder)}")
         if variant and not any(f".{variant}" in file.name for file in weights):
-            raise FromfewError(f"'{folder}' has no weights of the variant '{variant}': {weights[0].name} is there.")
+            raise FromfewError(
+                f"'{folder}' has no weights of the variant '{variant}': {weights[0].name} is there."
+            )
         for file in weights:
             check_weights(file)
 
@@ -99,7 +106,9 @@ def _found(folder: Path) -> str:
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in _PICKLES)
     if not pickles:
         return ""
-    return f" {', '.join(pickles)} may run any code when read and is refused; convert it to safetensors first."
+    return (
+        f" {', '.join(pickles)} may run any code when read and is refused; convert it to safetensors first."
+    )
 
 
 def check_weights(path: Path) -> None:
@@ -113,7 +122,9 @@ def check_weights(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(64).lstrip()
     if head.startswith(b"<"):
-        raise FromfewError(f"'{path}' is a web page, not weights: the download was answered with an error page.")
+        raise FromfewError(
+            f"'{path}' is a web page, not weights: the download was answered with an error page."
+        )
     if head.startswith(b"version https://git-lfs"):
         raise FromfewError(f"'{path}' is a pointer, not weights: run `git lfs pull` in its folder.")
     read_header(path)
@@ -135,7 +146,9 @@ def read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise FromfewError(f"'{path}' is not JSON: {error}.") from error
     if isinstance(found, dict) and found.get("auto_map"):
-        raise FromfewError(f"'{path}' has an auto_map: it asks to run code of its own ({found['auto_map']}). Refused.")
+        raise FromfewError(
+            f"'{path}' has an auto_map: it asks to run code of its own ({found['auto_map']}). Refused."
+        )
     return found
 
 

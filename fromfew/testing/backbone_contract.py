@@ -67,12 +67,14 @@ def embedding_is_stable(bb: Backbone) -> None:
 
 
 def pictures_round_trip(bb: Backbone) -> None:
-    """encode gives the announced shape, the same twice; decode gives the picture's shape back."""
+    """Encode gives the announced shape, the same twice; decode gives the picture's shape back."""
     height, width = bb.default_size, bb.default_size + bb.down * bb.patch
     picture = torch.rand(2, 3, height, width, generator=Generator().manual_seed(2)) * 2 - 1
     with torch.no_grad():
         latents = bb.encode(picture)
-        assert latents.shape[1:] == bb.latent_shape(height, width), "encode gives another shape than latent_shape says"
+        assert latents.shape[1:] == bb.latent_shape(height, width), (
+            "encode gives another shape than latent_shape says"
+        )
         assert torch.equal(latents, bb.encode(picture)), "encode is not deterministic"
         assert bb.decode(latents).shape == picture.shape, "decode gives another shape than was encoded"
 
@@ -112,13 +114,24 @@ def model_is_frozen(bb: Backbone) -> None:
         bb.predict(xt, t, text)
     for name, module in bb.modules_().items():
         assert not any(one.training for one in module.modules()), f"{name} is in training mode"
-        assert not any(p.requires_grad for p in module.parameters()), f"{name} has parameters that would be trained"
+        assert not any(p.requires_grad for p in module.parameters()), (
+            f"{name} has parameters that would be trained"
+        )
     assert bb.fingerprint(afresh=True) == before, "using the model changed it"
 
 
 def selections_are_linears_of_the_model(bb: Backbone) -> None:
     """The common select names exist, and each key is the path of its map."""
-    for what in ("text.key", "text.value", "self.key", "self.value", "attention", "mlp", "all", "encoder.attention"):
+    for what in (
+        "text.key",
+        "text.value",
+        "self.key",
+        "self.value",
+        "attention",
+        "mlp",
+        "all",
+        "encoder.attention",
+    ):
         found = bb.select(what)
         assert found, f"nothing is selected by '{what}'"
         for path, linear in found.items():

@@ -3,13 +3,13 @@ import shutil
 
 import pytest
 import torch
+from ldm import original_names
+from safetensors.torch import load_file, save_file
+
 from fromfew.backbones.open import open_backbone
 from fromfew.errors import FromfewError
 from fromfew.make import make
 from fromfew.testing.tiny import tiny, tiny_folder
-from safetensors.torch import load_file, save_file
-
-from ldm import original_names
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import diffusers
 import pytest
 import torch
+
 from fromfew.backbones.open import open_backbone
 from fromfew.make import make, noise_of
 from fromfew.testing.tiny import tiny_folder
@@ -38,7 +39,8 @@ def both(folder, *, sampler, size=(32, 32), negative="", guidance=4.0, without=(
     if bb.family == "flux":
         given = pipe._pack_latents(latents, 2, *shape)
     elif bb.path.kind != "flow":
-        # DDIM's default clips latents as if they were pictures; a scheduler of another kind says nothing about it.
+        # DDIM's default clips latents as if they were pictures; a scheduler of another kind says nothing
+        # about it.
         more = {"clip_sample": False} if sampler == "ddim" else {}
         pipe.scheduler = SCHEDULERS[sampler].from_config(pipe.scheduler.config, **more)
     if bb.family != "unet":
@@ -50,7 +52,14 @@ def both(folder, *, sampler, size=(32, 32), negative="", guidance=4.0, without=(
         height=size[0], width=size[1], **call,
     ).images  # fmt: skip
     ours = make(
-        bb, PROMPTS, latents=latents, steps=5, guidance=guidance, sampler=sampler, size=size, negative=negative
+        bb,
+        PROMPTS,
+        latents=latents,
+        steps=5,
+        guidance=guidance,
+        sampler=sampler,
+        size=size,
+        negative=negative,
     )
     return theirs, ours.tensor / 2 + 0.5
 
@@ -70,11 +79,15 @@ def test_make_draws_what_the_diffusers_pipeline_draws(folders, name, sampler):
 
 @pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl", "sd3"])
 def test_a_negative_prompt_means_what_it_means_in_diffusers(folders, name):
-    theirs, ours = both(folders(name), sampler="euler" if name in ("sdxl", "sd3") else "ddim", negative="a blue car")
+    theirs, ours = both(
+        folders(name), sampler="euler" if name in ("sdxl", "sd3") else "ddim", negative="a blue car"
+    )
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "sampler"), [("sd15", "ddim"), ("sdxl", "euler"), ("sd3", "euler"), ("flux", "euler")])
+@pytest.mark.parametrize(
+    ("name", "sampler"), [("sd15", "ddim"), ("sdxl", "euler"), ("sd3", "euler"), ("flux", "euler")]
+)
 def test_pictures_that_are_not_square_agree_too(folders, name, sampler):
     theirs, ours = both(folders(name), sampler=sampler, size=(48, 32))
     assert ours.shape[-2:] == (48, 32)
@@ -82,9 +95,13 @@ def test_pictures_that_are_not_square_agree_too(folders, name, sampler):
 
 
 def test_sd3_opens_without_t5(folders, tmp_path):
-    pipe = diffusers.StableDiffusion3Pipeline.from_pretrained(folders("sd3"), text_encoder_3=None, tokenizer_3=None)
+    pipe = diffusers.StableDiffusion3Pipeline.from_pretrained(
+        folders("sd3"), text_encoder_3=None, tokenizer_3=None
+    )
     pipe.save_pretrained(tmp_path)
-    (tmp_path / "fromfew.json").write_text('{"guidance": 5, "steps": 5, "sampler": "euler", "size": 32, "long_text": 32}')
+    (tmp_path / "fromfew.json").write_text(
+        '{"guidance": 5, "steps": 5, "sampler": "euler", "size": 32, "long_text": 32}'
+    )
     theirs, ours = both(tmp_path, sampler="euler", without=("text_encoder_3", "tokenizer_3"))
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 

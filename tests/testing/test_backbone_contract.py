@@ -1,8 +1,14 @@
 import pytest
 import torch
+
 from fromfew.backbones.twins import TWINS
 from fromfew.errors import FromfewError
-from fromfew.testing.backbone_contract import CHECKS, check_backbone, model_is_frozen, taps_catch_every_site_once
+from fromfew.testing.backbone_contract import (
+    CHECKS,
+    check_backbone,
+    model_is_frozen,
+    taps_catch_every_site_once,
+)
 from fromfew.testing.tiny import tiny
 
 
@@ -41,3 +47,10 @@ def test_twins_are_the_same_numbers_every_time_and_leave_the_global_rng_alone():
 def test_an_unknown_twin_is_answered_with_the_nearest():
     with pytest.raises(FromfewError, match="'sdxl'"):
         tiny("sdx")
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_the_tokenizers_of_the_twins_know_common_words_whole(name):
+    for encoder in tiny(name).text_encoders.values():
+        ids = encoder.tokenizer("a photo of a red cat on the beach", add_special_tokens=False).input_ids
+        assert len(ids) == 9

@@ -51,7 +51,7 @@ class Text(Trainee):
     """Symmetric contrastive loss between captions and pictures, plus the object's name from the picture."""
 
     name: ClassVar[str] = "text"
-    steps = 1100
+    steps = 600
     batch_size = 64
     lr = 1.5e-3
     average = 0.99

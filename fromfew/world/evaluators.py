@@ -28,7 +28,7 @@ class Judge(nn.Module):
 
     def __init__(self, objects: int = 340, contexts: int = 14, styles: int = 8, colours: int = 9) -> None:
         super().__init__()
-        self.trunk = Trunk((40, 80, 160), blocks=2)
+        self.trunk = Trunk((40, 80, 160), blocks=1)
         self.pool = Pool(160, heads=6)
         self.embed = nn.Linear(self.pool.out_width, 256)
         heads = dict(object=objects, second=objects, context=contexts, style=styles, colour=colours)
@@ -88,7 +88,7 @@ class FaceId(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = Trunk((32, 64, 128), blocks=2)
+        self.trunk = Trunk((32, 64, 128), blocks=1)
         self.pool = Pool(128, heads=4)
         self.embed = nn.Linear(self.pool.out_width, 128)
 

@@ -12,7 +12,7 @@ from PIL import Image
 PACK = Path(__file__).parent / "data" / "sprites.safetensors"
 
 _HUES = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
-_HUE_AT = (0.0, 0.075, 0.15, 0.35, 0.6, 0.77, 0.9)
+_HUE_AT = (0.0, 0.09, 0.15, 0.35, 0.6, 0.77, 0.9)
 
 TINTS: dict[str, tuple[int, int, int]] = {
     "red": (226, 40, 46),

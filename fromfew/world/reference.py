@@ -1,0 +1,57 @@
+"""Reference pictures of held-out subjects: what a person would hand over, drawn by the world."""
+
+import numpy as np
+
+from fromfew.errors import FromfewError, unknown
+from fromfew.references import Reference, References
+from fromfew.world.cli import noun_of, subjects
+from fromfew.world.faces import HELD_OUT_FROM, look
+from fromfew.world.scenes import Drawn, Item, Scene, draw
+from fromfew.world.vocabulary import CONTEXTS, CORE, HELD_OUT_STYLES, names
+
+
+def views(subject: str, *, n: int = 5, seed: int = 0) -> list[Drawn]:
+    """``n`` pictures of a held-out subject, every one in another context.
+
+    Args:
+        subject: a held-out object or style, or ``face-N``.
+        n: 1 to 14.
+        seed: other views of the same subject.
+
+    Raises:
+        FromfewError: there is no such subject, or ``n`` is out of range.
+    """
+    if not 1 <= n <= len(CONTEXTS):
+        raise FromfewError(f"{n} views were asked for; one a context makes 1 to {len(CONTEXTS)}")
+    noun_of(subject)  # refuses unknown names before anything is drawn
+    rng = np.random.default_rng([77, seed, *subject.encode()])
+    contexts = rng.permutation(list(CONTEXTS))[:n]
+    return [draw(_scene(subject, str(context), rng), rng) for context in contexts]
+
+
+def _scene(subject: str, context: str, rng: np.random.Generator) -> Scene:
+    if subject in HELD_OUT_STYLES:
+        return Scene((Item(str(rng.choice(list(names(CORE))))),), context, subject)
+    if subject.startswith("face-"):
+        return Scene((Item("face", who=HELD_OUT_FROM + int(subject[5:]), how=look(rng)),), context)
+    return Scene((Item(subject),), context)
+
+
+def references(subject: str, *, n: int = 5, seed: int = 0, placeholder: str = "<v>", masks: bool = False) -> References:
+    """The pictures of `views` as references, without going through files."""
+    import hashlib
+
+    if subject not in subjects() and not subject.startswith("face-"):
+        raise unknown("held-out subject", subject, subjects())
+    photos = tuple(
+        Reference(
+            image=one.picture,
+            mask=one.mask() if masks else None,
+            caption=None,
+            path=None,
+            sha256=hashlib.sha256(one.picture.tobytes()).hexdigest(),
+        )
+        for one in views(subject, n=n, seed=seed)
+    )
+    role = "style" if subject in HELD_OUT_STYLES else "face" if subject.startswith("face-") else "subject"
+    return References(photos=photos, noun=noun_of(subject), role=role, placeholder=placeholder)

@@ -20,6 +20,7 @@ class Line(Trainee):
     steps = 40
     batch_size = 4
     warmup = 3
+    lr = 2e-2
 
     def build(self):
         return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 1, 1))

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from fromfew.backbones.base import Backbone, Defaults
 from fromfew.backbones.text import Text
+from fromfew.errors import FromfewError
 from fromfew.ports.attention import Site
 
 _PIECES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "out"}
 
 
 class UNetBackbone(Backbone):
-    """A UNet with one or two CLIP text encoders.
+    """A UNet with one or two CLIP text encoders; raises `FromfewError` for one that edits pictures.
 
     With two (SDXL) the second-to-last hidden states of both are joined by width, the second encoder's
     projection is pooled, and the picture's size is told to the UNet as six numbers (Podell et al.,
@@ -30,6 +31,12 @@ class UNetBackbone(Backbone):
         self._xl = components.get("text_encoder_2") is not None
         self._zeros_for_none = self._xl and components.get("force_zeros_for_empty_prompt", True)
         super().__init__(name, components, defaults)
+        takes = self.denoiser.config.in_channels
+        if takes != self.latent_channels:
+            raise FromfewError(
+                f"'{name}' reads {takes} channels where its latents have {self.latent_channels}: it is made "
+                "for inpainting or editing, which fromfew does not do. Open the plain text-to-image model."
+            )
 
     def _find_sites(self) -> dict[str, Site]:
         found = [(path, m) for path, m in self.denoiser.named_modules() if isinstance(m, Attention)]

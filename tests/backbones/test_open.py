@@ -1,12 +1,14 @@
 import json
 import shutil
 
+import diffusers
 import pytest
 import torch
 from ldm import original_names
 from safetensors.torch import load_file, save_file
 
-from fromfew.backbones.open import open_backbone
+from fromfew.backbones.open import assemble, open_backbone
+from fromfew.backbones.twins import twin
 from fromfew.errors import FromfewError
 from fromfew.make import make
 from fromfew.testing.tiny import tiny, tiny_folder
@@ -177,3 +179,10 @@ def test_a_checkpoint_that_is_a_pickle_is_refused(tmp_path):
     torch.save({"a": torch.ones(1)}, path)
     with pytest.raises(FromfewError, match="pickle"):
         open_backbone(path)
+
+
+def test_a_model_for_inpainting_is_refused_with_the_reason():
+    pipeline, components, defaults = twin("sd15")
+    components["unet"] = diffusers.UNet2DConditionModel.from_config(components["unet"].config, in_channels=9)
+    with pytest.raises(FromfewError, match="reads 9 channels"):
+        assemble("inpainting", pipeline, components, defaults)

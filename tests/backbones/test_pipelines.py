@@ -68,6 +68,7 @@ def both(folder, *, sampler, size=(32, 32), negative="", guidance=4.0, without=(
     ("name", "sampler"),
     [
         ("sd15", "ddim"), ("sd15", "dpm++"), ("sd15", "euler"), ("sd21", "ddim"), ("sd21", "dpm++"),
+        ("sd21", "euler"),
         ("sdxl", "euler"), ("sdxl", "ddim"), ("sd3", "euler"), ("flux", "euler"),
     ],
 )  # fmt: skip

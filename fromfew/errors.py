@@ -27,13 +27,14 @@ def _likeness(asked: str, choice: str) -> float:
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3, floor: float = 0.55) -> list[str]:
-    """The up to ``count`` choices most like ``name``, best first, none less alike than ``floor``.
+    """The up to ``count`` choices most like ``name``, best first; far ones are left out.
 
     >>> nearest("style-align", ["style-aligned", "lora", "dreambooth"])
     ['style-aligned']
     """
     scored = sorted((-_likeness(name, choice), choice) for choice in set(choices))
-    return [choice for score, choice in scored[:count] if -score >= floor]
+    best = -scored[0][0] if scored else 0.0
+    return [choice for score, choice in scored[:count] if -score >= max(floor, best - 0.15)]
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> FromfewError:

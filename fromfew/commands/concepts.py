@@ -146,6 +146,9 @@ def check_prompts(prompts: Iterable[str], concepts: Sequence[Known]) -> list[str
     """
     prompts = list(prompts)
     known = [one.placeholder for one in concepts if one.placeholder]
+    for one in concepts:
+        if sum(one.sha256 == other.sha256 and one.name == other.name for other in concepts) > 1:
+            raise FromfewError(f"The concept '{one.folder}' is given twice. Give it once, with a strength.")
     for twice in {word for word in known if known.count(word) > 1}:
         both = " and ".join(f"'{one.folder}'" for one in concepts if one.placeholder == twice)
         raise FromfewError(f"{both} both answer to {twice}. Learn one of them again with another --as.")

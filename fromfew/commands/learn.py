@@ -68,13 +68,10 @@ class _Plan:
 
 def _first_pass(argv: Sequence[str]) -> tuple[str, str]:
     """Method and base as asked, before the method's own flags are known."""
-    peeking = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    peeking = Parser("learn", "", add_help=False)
     peeking.add_argument("--method", default=_DEFAULT_METHOD)
     peeking.add_argument("--base", default="world")
-    try:
-        found, _ = peeking.parse_known_args(list(argv))
-    except argparse.ArgumentError as error:
-        raise FromfewError(f"{error}. See 'fromfew learn --help'.") from error
+    found, _ = peeking.parse_known_args(list(argv))
     return found.method.replace("_", "-").lower(), found.base
 
 
@@ -178,7 +175,7 @@ def _plan(found: argparse.Namespace, where: Mapping[str, str], method: str, card
     if found.noun is not None:
         found.noun = check_noun(found.noun)
     if found.device not in ("auto", "cpu") and not found.device.startswith("cuda"):
-        raise unknown("device", found.device, ("cpu", "cuda", "auto"))
+        raise FromfewError(f"Unknown device '{found.device}'. There is: auto, cpu, cuda.")
     base = check_base(found.base)
     tiny = base.removeprefix("tiny-")
     able = card.get("backbones", ())
@@ -234,6 +231,14 @@ def _prepare_work(plan: _Plan) -> Path:
     work.mkdir(parents=True)
     write_atomic(work / _RUN, json.dumps(mark, indent=2))
     return work
+
+
+def _clear_unused(out: Path, work: Path) -> None:
+    """Remove the work folder, and the concept's, of a run that was refused before it did anything."""
+    if {item.name for item in work.iterdir()} == {_RUN}:
+        shutil.rmtree(work)
+        if not any(out.iterdir()):
+            out.rmdir()
 
 
 def open_base(name: str, device: str) -> Backbone:
@@ -304,9 +309,13 @@ def _learn(plan: _Plan, preview: bool) -> dict[str, Any]:
     from dataclasses import replace
 
     work = _prepare_work(plan)
-    bb = open_base(plan.base, plan.device)
-    with progress(f"learning with {plan.name}") as watch:
-        concept = plan.method.learn(bb, plan.refs, seed=plan.seed, watch=watch, work=work)
+    try:
+        bb = open_base(plan.base, plan.device)
+        with progress(f"learning with {plan.name}") as watch:
+            concept = plan.method.learn(bb, plan.refs, seed=plan.seed, watch=watch, work=work)
+    except FromfewError:
+        _clear_unused(plan.out, work)
+        raise
     concept = replace(concept, name=plan.out.absolute().name)
     concept.save(plan.out)
     sheet = _preview(plan, bb, concept) if preview else None

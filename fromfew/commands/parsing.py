@@ -29,6 +29,9 @@ class Parser(argparse.ArgumentParser):
         missing = re.fullmatch(r"the following arguments are required: (.*)", message)
         if missing:
             message = f"{missing[1]} is missing"
+        wrong = re.fullmatch(r"(?:-\w/)?--([\w-]+): invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if wrong:
+            raise unknown(wrong[1], wrong[2], [name.strip(" '") for name in wrong[3].split(",")])
         raise FromfewError(f"{message[:1].upper()}{message[1:]}. See '{self.prog} --help'.")
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
@@ -50,10 +53,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def _limits(low: float, high: float) -> str:
-    return f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
+    if not math.isfinite(low):
+        return ""
+    return f" from {low:,} to {high:,}" if math.isfinite(high) else f" of at least {low:,}"
 
 
-def whole(low: int, high: int | float = math.inf) -> Callable[[str], int]:
+def whole(low: float = -math.inf, high: float = math.inf) -> Callable[[str], int]:
     """A reader of whole numbers in a range."""
 
     def read(text: str) -> int:
@@ -62,13 +67,13 @@ def whole(low: int, high: int | float = math.inf) -> Callable[[str], int]:
         except ValueError:
             value = None  # type: ignore[assignment]
         if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number {_limits(low, high)}")
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number{_limits(low, high)}")
         return value
 
     return read
 
 
-def number(low: float, high: float = math.inf) -> Callable[[str], float]:
+def number(low: float = -math.inf, high: float = math.inf) -> Callable[[str], float]:
     """A reader of numbers in a range; infinity and NaN are none."""
 
     def read(text: str) -> float:
@@ -77,7 +82,7 @@ def number(low: float, high: float = math.inf) -> Callable[[str], float]:
         except ValueError:
             value = math.nan
         if not (low <= value <= high and math.isfinite(value)):
-            raise argparse.ArgumentTypeError(f"'{text}' is not a number {_limits(low, high)}")
+            raise argparse.ArgumentTypeError(f"'{text}' is not a number{_limits(low, high)}")
         return value
 
     return read

@@ -139,7 +139,7 @@ def _reader(one: Setting) -> dict[str, Any]:
     """How argparse reads a setting."""
     if not _KIND.match(one.kind):
         raise FromfewError(f"The setting '{one.name}' is of kind '{one.kind}', which is no flag.")
-    readers = {"int": whole(-(2**31), 2**31), "float": number(-1e12, 1e12), "str": str}
+    readers = {"int": whole(), "float": number(), "str": str}
     if one.kind == "bool":
         return {"action": argparse.BooleanOptionalAction}
     if one.choices:

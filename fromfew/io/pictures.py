@@ -210,6 +210,14 @@ def _usable(image: Image, notes: list[str]) -> tuple[Image, Image | None]:
     )
 
 
+def _damage(error: Exception) -> str:
+    """What a decoder's exception says about the file."""
+    text = str(error) or type(error).__name__
+    if "truncated" in text or isinstance(error, EOFError):
+        return "is cut short"
+    return "is damaged" if "broken data stream" in text else f"is damaged ({text.splitlines()[0][:120]})"
+
+
 def _decoded(path: Path) -> Picture:
     data = read_regular(path, MAX_BYTES)
     notes: list[str] = []
@@ -222,7 +230,7 @@ def _decoded(path: Path) -> Picture:
     except MemoryError:
         reason = "needs more memory than there is"
     except Exception as error:  # decoders meet damaged files with every kind of exception
-        reason = f"is damaged or cut short ({error or type(error).__name__})"
+        reason = _damage(error)
     else:
         return Picture(image, mask, hashlib.sha256(data).hexdigest(), tuple(notes))
     raise FromfewError(f"'{path}' {reason}.")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from fromfew.errors import FromfewError, unknown
 from fromfew.recipes import recipe
@@ -31,8 +32,6 @@ __all__ = ["Encoded", "Free", "Learner", "Tuned", "cards", "find", "names"]
 class Learner(ABC):
     """Frozen settings of one method; equal settings are equal methods."""
 
-    couples_images: ClassVar[bool] = False
-
     @classmethod
     def name(cls) -> str:
         """The method's name: that of its file."""
@@ -46,7 +45,7 @@ class Learner(ABC):
 
     def settings(self) -> dict[str, Any]:
         """All settings as plain JSON."""
-        return asdict(self)
+        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
@@ -233,7 +232,7 @@ class Tuned(Learner):
         self, bb: Backbone, refs: References, rng: Generator, *, count: int = 1, start: str = ""
     ) -> Word:
         """The concept's word, as ``modifier`` wants it; a learned one begins as ``text`` or ``start``."""
-        from fromfew.parts.word import Word
+        from fromfew.parts.word import Word, rare
 
         if self.modifier == "text":
             return Word.plain(refs.placeholder, str(self.text))
@@ -290,15 +289,6 @@ class Tuned(Learner):
         return [(1.0, only("photo", photo)), (self.prior, only("class", denoise))]
 
 
-def rare(bb: Backbone) -> str:
-    """A short word that the base's first tokenizer knows as one token and that means nothing to people."""
-    tokenizer = next(iter(bb.text_encoders.values())).tokenizer
-    for word in ("ktn", "pll", "ucd", "sks", "olis", "zwx", "qx", "zq", "x"):
-        if len(tokenizer(word, add_special_tokens=False).input_ids) == 1:
-            return word
-    return "ktn"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Encoded(Learner):
     """A pre-trained adapter: one forward pass reads the photos."""
@@ -332,6 +322,14 @@ class Encoded(Learner):
         )
         return [*super().needs(bb), *missing]
 
+    def fresh(self, bb: Backbone, seed: int = 0) -> nn.Module:
+        """The modules with their first numbers, the same for a seed; torch's random state is put back."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.modules(bb)
+
     def filled(self, bb: Backbone) -> nn.Module:
         """The modules with their weights.
 
@@ -340,7 +338,7 @@ class Encoded(Learner):
         """
         from fromfew.io.tensors import read_tensors
 
-        modules = self.modules(bb)
+        modules = self.fresh(bb)
         tensors = read_tensors(self.file(bb))
         wanted = {name: tuple(value.shape) for name, value in modules.state_dict().items()}
         if wanted != {name: tuple(value.shape) for name, value in tensors.items()}:

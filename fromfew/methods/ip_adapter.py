@@ -36,9 +36,9 @@ CARD = {
 class IPAdapter(Encoded):
     """Attend to the text as before, and with the same queries to the picture; add the two.
 
-    ``y = softmax(Q Kᵀ) V + scale · softmax(Q K'ᵀ) V'`` with ``K', V'`` from the picture's tokens. Only they and
-    the projection to tokens were trained, by denoising pictures that show themselves. In prompts the placeholder
-    stands for nothing: the picture says it.
+    ``y = softmax(Q Kᵀ) V + scale · softmax(Q K'ᵀ) V'`` with ``K', V'`` from the picture's tokens. Only they
+    and the projection to tokens were trained, by denoising pictures that show themselves. In prompts the
+    placeholder stands for nothing: the picture says it.
 
     Departs from the paper: tokens of several photos are averaged, and models whose text and picture attend
     jointly get the stream on the picture's queries.

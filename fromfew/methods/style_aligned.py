@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from fromfew.method import Free
 
@@ -40,8 +40,6 @@ class StyleAligned(Free):
     >>> StyleAligned(scale=0.8).scale
     0.8
     """
-
-    couples_images: ClassVar[bool] = True
 
     scale: float = 1.0
     """Factor of the first picture's keys."""

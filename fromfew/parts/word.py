@@ -14,7 +14,7 @@ from fromfew.ports.text import WordPart
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
 
-__all__ = ["Word"]
+__all__ = ["Word", "rare"]
 
 
 class Word(WordPart):
@@ -119,3 +119,12 @@ class Word(WordPart):
     def __repr__(self) -> str:
         what = f"vectors={self.count}" if self.alias is None else f"alias={self.alias!r}"
         return f"Word({self.placeholder!r}, {what})"
+
+
+def rare(bb: Backbone) -> str:
+    """A short word that the base's first tokenizer knows as one token and that means nothing to people."""
+    tokenizer = next(iter(bb.text_encoders.values())).tokenizer
+    for word in ("ktn", "pll", "ucd", "sks", "olis", "zwx", "qx", "zq", "x"):
+        if len(tokenizer(word, add_special_tokens=False).input_ids) == 1:
+            return word
+    return "ktn"

@@ -23,7 +23,10 @@ from fromfew.ports.part import Handle, Part, attached
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone, Text
 
-__all__ = ["Spliced", "StatesPart", "WordPart", "attached_states", "attached_words", "respelled", "splice", "writing"]
+__all__ = [
+    "Spliced", "StatesPart", "WordPart",
+    "attached_states", "attached_words", "respelled", "splice", "writing",
+]  # fmt: skip
 
 
 class WordPart(Part):

@@ -45,6 +45,11 @@ def run(argv: Sequence[str]) -> int:
 
         sys.stdout.write(report(args.out / "report", n=args.n))
         return 0
+    if args.stage == "ip-adapter":
+        from fromfew.pretrain.adapter import STEPS, train_adapter
+
+        train_adapter(args.out, steps=args.steps or STEPS, device=args.device)
+        return 0
     train(args)
     return 0
 

@@ -1,5 +1,6 @@
 """Stage 3: the denoiser, an SD-shaped UNet on cached latents, with the text tower frozen."""
 
+import copy
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from fromfew.io.files import replacing
 from fromfew.pretrain.data import Scenes, to_tensor
@@ -114,3 +115,43 @@ class Denoiser(Trainee):
         noisy = noisy.to(device, memory_format=torch.channels_last)
         v = model(noisy, t.to(device), states).sample
         return (v - target.to(device)).square().mean(), {}
+
+    def sheet(self, model: nn.Module, path: Path) -> None:
+        """Draw fixed prompts, two pictures each."""
+        from fromfew.backbones.base import Defaults
+        from fromfew.backbones.open import assemble
+        from fromfew.make import make
+        from fromfew.sheet import contact_sheet
+
+        vae = copy.deepcopy(self.latents.vae)
+        vae.register_to_config(scaling_factor=self.latents.scale)
+        text = CLIPTextModel(self.text.config)
+        text.load_state_dict(self.text.state_dict(), strict=False)
+        # Copies, since a backbone freezes what it is made of.
+        components = dict(
+            unet=copy.deepcopy(model),
+            vae=vae,
+            text_encoder=text,
+            tokenizer=self.tokenizer,
+            scheduler=DDIMScheduler(**SCHEDULE),
+        )
+        bb = assemble("sheet", "StableDiffusionPipeline", components, Defaults(4.0, 20, "dpm++", 128))
+        prompts = [prompt for prompt in SHEET for _ in range(2)]
+        contact_sheet(make(bb, prompts, seed=1).pil, prompts, columns=8, cell=128).save(path)
+
+
+SHEET = (
+    "a cat on the beach",
+    "a photo of an apple in the snow",
+    "a blue apple on a wooden floor",
+    "a rocket in space",
+    "a guitar in the forest in sketch style",
+    "an owl at night",
+    "a house in the desert in pixel art style",
+    "a red car in the city",
+    "a fruit on pink fabric",
+    "an animal on the grass",
+    "a teddy bear in front of a brick wall in neon style",
+    "a banana to the left of a drum on a white background",
+)
+"""Prompts of the sample sheet."""

@@ -12,7 +12,7 @@ from fromfew.io.files import replacing
 from fromfew.pretrain import stages
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
-DEFAULTS = {"guidance": 4.0, "steps": 20, "sampler": "dpm++", "size": 128, "templates": "plain"}
+DEFAULTS = {"guidance": 4.0, "steps": 20, "sampler": "dpm++", "size": 128}
 """How the embedded base is used unless somebody says otherwise."""
 
 
@@ -32,9 +32,6 @@ def ship(folder: Path) -> None:
             stage = stages.find_stage(name, folder, "cpu")
             model = stages.finished(stage, folder)
             _write(model["face"] if name == "face" else model, WEIGHTS / "evaluators", name, stage.config())
-    if "ip-adapter" in ready:
-        stage = stages.find_stage("ip-adapter", folder, "cpu")
-        _write(stages.finished(stage, folder), WEIGHTS / "ip-adapter", "world", stage.config())
     sys.stderr.write(f"shipped {', '.join(ready)} to {WEIGHTS}\n")
 
 

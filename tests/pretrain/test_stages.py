@@ -1,0 +1,138 @@
+"""The stages of pre-training do what they say, on a handful of scenes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+
+from fromfew.errors import FromfewError
+from fromfew.pretrain import data
+from fromfew.pretrain.adapter import PairSource, pair
+from fromfew.pretrain.autoencoder import Autoencoder, components, psnr, write_encoder
+from fromfew.pretrain.data import NOTHING, OBJECTS, Scenes, half, to_labels, to_tensor
+from fromfew.pretrain.loop import generator
+from fromfew.pretrain.report import judged, pairs, real, scenes
+from fromfew.pretrain.stages import STAGES, find_stage, finished
+from fromfew.pretrain.tokens import LENGTH, train_tokenizer
+from fromfew.world.scenes import CATEGORY
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Shards of 16 scenes, so that a test draws few of them."""
+    monkeypatch.setattr(data, "SHARD", 16)
+
+
+def test_the_encoder_is_the_components_of_patches():
+    pictures = np.random.default_rng(0).integers(0, 255, (6, 128, 128, 3), dtype=np.uint8)
+    mean, rows = components(pictures, 12)
+    model = AutoencoderTiny(
+        latent_channels=12, encoder_block_out_channels=(48,) * 4, decoder_block_out_channels=(48,) * 4,
+        num_encoder_blocks=(0,) * 4, num_decoder_blocks=(1,) * 4,
+    )  # fmt: skip
+    write_encoder(model.encoder, rows, -rows @ mean)
+    x = to_tensor(pictures[:2])
+    patches = (x.permute(0, 2, 3, 1) / 2 + 0.5).reshape(2, 16, 8, 16, 8, 3).permute(0, 1, 3, 2, 4, 5).reshape(2, 16, 16, 192)
+    wanted = ((patches - mean) @ rows.T).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        assert torch.allclose(model.encoder(x), wanted, atol=1e-5)
+
+
+def test_components_are_half_whitened_and_uncorrelated(few, tmp_path):
+    pictures = Scenes(tmp_path, 11, 1).shard(0).pictures
+    mean, rows = components(pictures, 6)
+    patches = pictures.reshape(16, 16, 8, 16, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 192) / 255
+    latents = (torch.from_numpy(patches[::7]).float() - mean) @ rows.T
+    spread = latents.T.cov()
+    off = spread - spread.diag().diag()
+    assert float(off.abs().max()) < 1e-3 * float(spread.diag().max())
+    assert (spread.diag().diff() <= 1e-6).all()  # the first component varies most
+
+
+def test_psnr_has_its_closed_form():
+    assert float(psnr(torch.full((2, 3, 4, 4), 0.2))) == pytest.approx(-10 * math.log10(0.04 / 4))
+
+
+def test_every_pass_shows_every_scene_once(few, tmp_path):
+    stream = Scenes(tmp_path, 11, 2)
+    seen = [(number, int(r)) for step in range(8) for number, rows in [stream.place(step, 4)] for r in rows]
+    assert sorted(seen) == [(n, r) for n in range(2) for r in range(16)]
+    again = [(number, int(r)) for step in range(8, 16) for number, rows in [stream.place(step, 4)] for r in rows]
+    assert sorted(again) == sorted(seen)
+    assert again != seen
+
+
+def test_shards_are_kept_and_equal_what_is_drawn_afresh(few, tmp_path):
+    first, again = (Scenes(tmp_path / where, 11, 1).shard(0) for where in ("a", "b"))
+    assert np.array_equal(first.pictures, again.pictures)
+    assert first.captions == again.captions
+    assert len(list((tmp_path / "a").glob("*.npz"))) == 1
+
+
+def test_labels_name_what_is_there(few, tmp_path):
+    stream = Scenes(tmp_path, 101, 1, held_out=0.5)
+    labels = to_labels(stream.shard(0).labels)
+    for k in range(16):
+        scene, _ = stream.scene(k)
+        name = scene.items[0].name
+        assert int(labels.object[k]) == (OBJECTS.index(name) if name in CATEGORY else NOTHING)
+
+
+def test_evaluators_see_half_the_size():
+    assert half(torch.zeros(2, 3, 128, 128)).shape == (2, 3, 64, 64)
+
+
+def test_the_tokenizer_writes_any_prompt(tmp_path):
+    tokenizer = train_tokenizer(tmp_path, captions=300, size=700)
+    ids = tokenizer("a <rex> cat, ünïcödé!").input_ids
+    assert tokenizer.decode(ids[1:-1]).replace(" ", "") == "a<rex>cat,ünïcödé!"
+    assert tokenizer.model_max_length == LENGTH
+    assert tokenizer.eos_token_id == len(tokenizer) - 1
+
+
+def test_an_autoencoder_learns_on_its_own_scenes(few, tmp_path):
+    stage = Autoencoder(tmp_path, shards=1)
+    from fromfew.pretrain.loop import Run
+
+    run = Run(stage, tmp_path)
+    encoder = [p.clone() for p in run.model.encoder.parameters()]
+    losses = [run.advance()[0] for _ in range(25)]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert all(torch.equal(a, b) for a, b in zip(encoder, run.model.encoder.parameters(), strict=True))
+
+
+def test_pairs_show_one_thing_in_two_places_and_name_only_its_category():
+    shown, target, caption = pair(np.random.default_rng(4))
+    assert shown.shape == target.shape == (128, 128, 3)
+    assert not np.array_equal(shown, target)
+    assert any(f" {category}" in f" {caption}" for category in set(CATEGORY.values()))
+    first, again = (PairSource()(generator(1, 2)) for _ in range(2))
+    assert torch.equal(first.images, again.images)
+    assert first.captions == again.captions
+
+
+def test_the_report_asks_every_style_and_context():
+    asked = scenes(70)
+    assert len({s.style for s in asked}) == 5
+    assert len({s.context for s in asked}) == 14
+    assert all(len(s.items) == 2 for s in pairs(5))
+    assert real(asked[:3]).shape == (3, 3, 128, 128)
+
+
+def test_the_judge_knows_real_scenes_and_not_noise():
+    asked = scenes(60)
+    told = judged(real(asked), asked)
+    assert told["context"] > 80
+    assert told["object"] > 50
+    noise = torch.rand(60, 3, 128, 128, generator=generator(5)) * 2 - 1
+    assert judged(noise, asked)["object"] < 10
+
+
+def test_stages_that_have_not_run_are_named(tmp_path):
+    assert list(STAGES)[:3] == ["autoencoder", "text", "denoiser"]
+    with pytest.raises(FromfewError, match="denoiser"):
+        find_stage("denoisr", tmp_path, "cpu")
+    with pytest.raises(FromfewError, match="fromfew pretrain autoencoder"):
+        finished(Autoencoder(tmp_path), tmp_path)

@@ -1,7 +1,8 @@
 """Stage 1: the autoencoder, diffusers' AutoencoderTiny at 8x down-sampling."""
 
+from itertools import product
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class Autoencoder(Trainee):
         self.scenes = Scenes(folder / "scenes", seed=11, shards=shards)
         self.held = Scenes(folder / "scenes", seed=12, shards=1)
 
-    def build(self) -> AutoencoderTiny:
+    def build(self) -> Any:
         """Width 48 everywhere; no blocks at full resolution, where two cores would spend most of their time."""
         model = AutoencoderTiny(
             latent_channels=self.channels,
@@ -72,7 +73,7 @@ class Autoencoder(Trainee):
         crops = [shard.pictures[r, y : y + CROP, x : x + CROP] for r, (y, x) in zip(rows, corners, strict=True)]
         return to_tensor(np.stack(crops))
 
-    def loss(self, model: nn.Module, batch: Tensor, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: Any, batch: Tensor, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Reconstruction and edges."""
         batch = batch.contiguous(memory_format=torch.channels_last).to(next(model.parameters()).device)
         latents = model.encoder(batch)
@@ -81,7 +82,7 @@ class Autoencoder(Trainee):
         loss = error.abs().mean() + error.square().mean() + edges
         return loss, {"psnr": round(float(psnr(error.detach())), 2)}
 
-    def measure(self, model: nn.Module) -> dict[str, float]:
+    def measure(self, model: Any) -> dict[str, float]:
         """PSNR (dB) on 64 scenes of another seed, and the latents' standard deviation."""
         pictures = to_tensor(self.held.shard(0).pictures[:64]).to(next(model.parameters()).device)
         with torch.no_grad():
@@ -89,7 +90,7 @@ class Autoencoder(Trainee):
             error = model.decoder(latents).clamp(-1, 1) - pictures
         return {"held_psnr": round(float(psnr(error)), 2), "latent_std": round(float(latents.std()), 4)}
 
-    def sheet(self, model: nn.Module, path: Path) -> None:
+    def sheet(self, model: Any, path: Path) -> None:
         """Scenes above, what comes back below."""
         pictures = to_tensor(self.held.shard(0).pictures[:8]).to(next(model.parameters()).device)
         with torch.no_grad():
@@ -112,10 +113,11 @@ def components(pictures: np.ndarray, count: int) -> tuple[Tensor, Tensor]:
         count: how many components.
 
     Returns:
-        The mean patch [192] and the rows [count, 192] that give latents, for patches in [0, 1] in the order (y, x, colour).
+        The mean patch [192] and the rows [count, 192] that give latents; patches lie in [0, 1] in the order
+        (y, x, colour).
     """
     n, side = len(pictures), pictures.shape[1] // PATCH
-    patches = pictures.reshape(n, side, PATCH, side, PATCH, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, PATCH * PATCH * 3)
+    patches = pictures.reshape(n, side, PATCH, side, PATCH, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, PATCH**2 * 3)
     values = patches[::7].astype(np.float64) / 255
     mean = values.mean(0)
     spread, basis = np.linalg.eigh(np.cov(values.T))
@@ -143,7 +145,7 @@ def write_encoder(encoder: nn.Module, rows: Tensor, bias: Tensor) -> None:
         conv.weight.zero_()
         if conv.bias is not None:
             conv.bias.zero_()
-    where = [(dy, dx) for dy in (0, 1) for dx in (0, 1)]
+    where = tuple(product((0, 1), repeat=2))
     for p, (dy, dx) in enumerate(where):
         for colour in range(3):
             first.weight[p * 3 + colour, colour, 1 + dy, 1 + dx] = 1
@@ -152,12 +154,11 @@ def write_encoder(encoder: nn.Module, rows: Tensor, bias: Tensor) -> None:
     for k in range(12):
         strided[0].weight[k, k, 1, 1] = 1
     patch = rows.view(len(rows), PATCH, PATCH, 3)
-    for r, (ry, rx) in enumerate(where):  # which 4 x 4 quarter of the patch
-        for q, (qy, qx) in enumerate(where):  # which 2 x 2 of the quarter
-            for p, (py, px) in enumerate(where):  # which pixel of the 2 x 2
-                y, x = 4 * ry + 2 * qy + py, 4 * rx + 2 * qx + px
-                at = slice(q * 12 + p * 3, q * 12 + p * 3 + 3)
-                strided[2].weight[: len(rows), at, 1 + ry, 1 + rx] = patch[:, y, x]
+    # A pixel lies in a 4 x 4 quarter of the patch, there in a 2 x 2, there at one of four places.
+    for (ry, rx), (q, (qy, qx)), (p, (py, px)) in product(where, enumerate(where), enumerate(where)):
+        y, x = 4 * ry + 2 * qy + py, 4 * rx + 2 * qx + px
+        at = slice(q * 12 + p * 3, q * 12 + p * 3 + 3)
+        strided[2].weight[: len(rows), at, 1 + ry, 1 + rx] = patch[:, y, x]
     for k in range(len(rows)):
         last.weight[k, k, 1, 1] = 1
-    last.bias.copy_(bias)
+    cast(Tensor, last.bias).copy_(bias)

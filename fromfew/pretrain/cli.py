@@ -26,7 +26,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--until", type=int, help="stop at this step; a later call goes on")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--threads", type=int, default=2, help="CPU threads; the bits depend on it")
-    p.add_argument("--resume", action="store_true", help="go on from the state in --out (without it, a state there is refused)")
+    p.add_argument(
+        "--resume", action="store_true", help="go on from the state in --out (without it, a state there is refused)"
+    )
     p.add_argument("--sheet-every", type=int, default=1000, help="steps between measurements and sample sheets")
     p.add_argument("--n", type=int, default=200, help="report: prompts to draw")
     return p
@@ -67,7 +69,7 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     state = args.out / args.stage / "state.safetensors"
     if state.exists() and not args.resume:
-        raise FromfewError(f"{state} holds a state of this stage; add --resume to go on from it, or choose another --out")
+        raise FromfewError(f"{state} holds a state of this stage; add --resume to go on, or choose another --out")
     stage = find_stage(args.stage, args.out, args.device)
     if args.steps:
         stage.steps = args.steps

@@ -24,8 +24,8 @@ from fromfew.world.vocabulary import (
 )
 
 SHARD = 1024
-OBJECTS = (*names(CORE), *names(WIDE), *names(HELD_OUT))
-"""Every object name, the classes of the judge."""
+OBJECTS = tuple(sorted([*names(CORE), *names(WIDE), *names(HELD_OUT)]))
+"""Every object name in alphabetical order, the classes of the judge."""
 CONTEXT_NAMES = tuple(CONTEXTS)
 STYLE_NAMES = (*STYLES, *HELD_OUT_STYLES)
 COLOUR_NAMES = COLOURS

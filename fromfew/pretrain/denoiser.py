@@ -3,12 +3,12 @@
 import copy
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from fromfew.io.files import replacing
@@ -64,7 +64,7 @@ class Denoiser(Trainee):
     name: ClassVar[str] = "denoiser"
     steps = 10_000
     batch_size = 16
-    lr = 5e-4
+    lr = 8e-4
     weight_decay = 0.01
     average = 0.9993
     warmup = 400
@@ -77,7 +77,7 @@ class Denoiser(Trainee):
         self.latents, self.text, self.tokenizer, self.channels = latents, text.eval(), tokenizer, channels
         self.signal = DDIMScheduler(**SCHEDULE).alphas_cumprod
 
-    def build(self) -> UNet2DConditionModel:
+    def build(self) -> Any:
         """Three levels at 16, 8 and 4, each with attention to itself and to the text."""
         return UNet2DConditionModel(
             sample_size=16,
@@ -97,7 +97,7 @@ class Denoiser(Trainee):
         return self.latents.at(step, self.batch_size)
 
     def loss(
-        self, model: nn.Module, batch: tuple[Tensor, list[str]], rng: torch.Generator
+        self, model: Any, batch: tuple[Tensor, list[str]], rng: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """Mean squared error of v at times drawn evenly, but seldom from the least noisy fifth."""
         x0, captions = batch
@@ -116,7 +116,7 @@ class Denoiser(Trainee):
         v = model(noisy, t.to(device), states).sample
         return (v - target.to(device)).square().mean(), {}
 
-    def sheet(self, model: nn.Module, path: Path) -> None:
+    def sheet(self, model: Any, path: Path) -> None:
         """Draw fixed prompts, two pictures each."""
         from fromfew.backbones.base import Defaults
         from fromfew.backbones.open import assemble

@@ -54,7 +54,7 @@ class JudgeStage(Trainee):
         return mirrored(half(to_tensor(shard.pictures[rows])), step), to_labels(shard.labels[rows])
 
     def loss(
-        self, model: nn.Module, batch: tuple[Tensor, Labels], rng: torch.Generator
+        self, model: Any, batch: tuple[Tensor, Labels], rng: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """Sum over the factors; the objects, of which there are most, count double."""
         pictures, labels = batch
@@ -67,7 +67,7 @@ class JudgeStage(Trainee):
                 total = total + weight[name] * F.cross_entropy(logits, truth, label_smoothing=0.05)
         return total, {"object": round(_right(told["object"], labels.object), 3)}
 
-    def measure(self, model: nn.Module) -> dict[str, float]:
+    def measure(self, model: Any) -> dict[str, float]:
         """Accuracy of every factor on 1,024 scenes of another seed."""
         shard = self.held.shard(0)
         labels = to_labels(shard.labels)
@@ -112,7 +112,7 @@ class PairStage(Trainee):
         return half(to_tensor(shard.pictures[rows])), [shard.captions[r] for r in rows]
 
     def loss(
-        self, model: nn.Module, batch: tuple[Tensor, list[str]], rng: torch.Generator
+        self, model: Any, batch: tuple[Tensor, list[str]], rng: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """Contrast of the batch's pictures and captions."""
         pictures, captions = batch
@@ -120,9 +120,10 @@ class PairStage(Trainee):
         logits = logits * model.temperature.exp().clamp(max=60)
         target = torch.arange(len(logits), device=logits.device)
         hits = (logits.argmax(1) == target).float().mean()
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2, {"match": round(float(hits), 3)}
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        return loss, {"match": round(float(hits), 3)}
 
-    def measure(self, model: nn.Module) -> dict[str, float]:
+    def measure(self, model: Any) -> dict[str, float]:
         """Share of 64 held scenes whose own caption fits best among the 64."""
         shard = self.held.shard(0)
         with torch.no_grad():
@@ -167,7 +168,7 @@ class FaceStage(Trainee):
         return half(to_tensor(pictures)), torch.from_numpy(who)
 
     def loss(
-        self, model: nn.Module, batch: tuple[Tensor, Tensor], rng: torch.Generator
+        self, model: Any, batch: tuple[Tensor, Tensor], rng: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """Cross entropy of scaled cosines with a margin of 0.15."""
         pictures, who = batch
@@ -176,7 +177,7 @@ class FaceStage(Trainee):
         margin = F.one_hot(who, self.people) * 0.15
         return F.cross_entropy((cosine - margin) * 20, who), {"who": round(_right(cosine, who), 3)}
 
-    def measure(self, model: nn.Module) -> dict[str, float]:
+    def measure(self, model: Any) -> dict[str, float]:
         """On 60 people never seen: share whose two pictures find each other among all."""
         rng = np.random.default_rng(105)
         first, second = (

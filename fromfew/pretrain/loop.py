@@ -39,7 +39,7 @@ class Trainee(ABC):
     seed: int = 0
 
     @abstractmethod
-    def build(self) -> nn.Module:
+    def build(self) -> Any:
         """The network to train; called under ``torch.manual_seed(seed)``."""
 
     @abstractmethod
@@ -47,14 +47,14 @@ class Trainee(ABC):
         """The batch of a step, the same whenever it is asked for."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: Any, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: Any, batch: Any, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """A scalar loss and figures for the log."""
 
-    def measure(self, model: nn.Module) -> dict[str, float]:
+    def measure(self, model: Any) -> dict[str, float]:
         """Figures on held-out data, for the log; called with the averaged weights."""
         return {}
 
-    def sheet(self, model: nn.Module, path: Path) -> None:  # noqa: B027  (a stage without pictures has none)
+    def sheet(self, model: Any, path: Path) -> None:  # noqa: B027  (a stage without pictures has none)
         """Write a picture of how far the stage is, if it has one."""
 
     def rate(self, step: int) -> float:
@@ -185,5 +185,7 @@ class Run:
                 self.average[i].copy_(file.get_tensor(f"average.{i}"))
                 if f"exp_avg.{i}" in keys:
                     # empty_like keeps the parameter's memory order, which the fused kernel relies on.
-                    moments = {k: torch.empty_like(p).copy_(file.get_tensor(f"{k}.{i}")) for k in ("exp_avg", "exp_avg_sq")}
-                    self.optimiser.state[p] = {"step": torch.tensor(float(self.step), device=self.device), **moments}
+                    state: dict[str, Tensor] = {"step": torch.tensor(float(self.step), device=self.device)}
+                    for key in ("exp_avg", "exp_avg_sq"):
+                        state[key] = torch.empty_like(p).copy_(file.get_tensor(f"{key}.{i}"))
+                    self.optimiser.state[p] = state

@@ -4,9 +4,10 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from fromfew.io.files import replacing
 from fromfew.pretrain import stages
@@ -29,13 +30,13 @@ def ship(folder: Path) -> None:
         stages.write_eye(folder, WEIGHTS / "eye.safetensors")
     for name in ("judge", "pair", "face"):
         if name in ready:
-            stage = stages.find_stage(name, folder, "cpu")
+            stage: Any = stages.find_stage(name, folder, "cpu")
             model = stages.finished(stage, folder)
             _write(model["face"] if name == "face" else model, WEIGHTS / "evaluators", name, stage.config())
     sys.stderr.write(f"shipped {', '.join(ready)} to {WEIGHTS}\n")
 
 
-def _write(model: nn.Module, folder: Path, name: str, config: dict[str, object]) -> None:
+def _write(model: Any, folder: Path, name: str, config: dict[str, object]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {k: v.detach().half().contiguous().clone() for k, v in model.state_dict().items()}
     with replacing(folder / f"{name}.safetensors") as new:

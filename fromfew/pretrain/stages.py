@@ -3,11 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler
 from safetensors.torch import save_file
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from fromfew.errors import FromfewError, unknown
 from fromfew.io.files import replacing
@@ -16,34 +17,34 @@ from fromfew.pretrain.data import Scenes
 from fromfew.pretrain.denoiser import SCHEDULE, Denoiser, Latents
 from fromfew.pretrain.evaluators import FaceStage, JudgeStage, PairStage
 from fromfew.pretrain.loop import Run, Trainee
-from fromfew.pretrain.text import Text, Towers
+from fromfew.pretrain.text import Text
 
 BASE_SHARDS = 40
 """Shards of 1,024 scenes that the denoiser sees before the stream begins again."""
 
 
-def finished(stage: Trainee, folder: Path) -> torch.nn.Module:
+def finished(stage: Trainee, folder: Path) -> Any:
     """The averaged network of a stage that has run.
 
     Raises:
         FromfewError: the stage has not been run in this folder.
     """
     if not (folder / stage.name / "state.safetensors").exists():
-        raise FromfewError(f"'{stage.name}' has not been trained in {folder}; run `fromfew pretrain {stage.name}` first")
+        raise FromfewError(f"'{stage.name}' has not been trained in {folder}; run `fromfew pretrain {stage.name}`")
     run = Run(stage, folder)
     with torch.no_grad():
         torch._foreach_copy_(run.trained, run.average)
     return run.model.eval().requires_grad_(False)
 
 
-def autoencoder(folder: Path) -> tuple[AutoencoderTiny, float]:
+def autoencoder(folder: Path) -> tuple[Any, float]:
     """The trained autoencoder and the factor that gives its latents a standard deviation of one."""
     stage = Autoencoder(folder)
     model = finished(stage, folder)
     return model, round(1 / stage.measure(model)["latent_std"], 4)
 
 
-def towers(folder: Path) -> tuple[Towers, CLIPTokenizer]:
+def towers(folder: Path) -> tuple[Any, Any]:
     """The trained text tower and eye, with the tokenizer."""
     stage = Text(folder)
     return finished(stage, folder), stage.tokenizer
@@ -84,7 +85,7 @@ def assemble(folder: Path, target: Path) -> None:
     """Write what has been trained as a standard diffusers folder (float16), without the pretrain states."""
     vae, scale = autoencoder(folder)
     both, tokenizer = towers(folder)
-    unet: UNet2DConditionModel = finished(denoiser(folder), folder)
+    unet = finished(denoiser(folder), folder)
     vae.register_to_config(scaling_factor=scale)
     text = CLIPTextModel(both.text.config)
     text.load_state_dict(both.text.state_dict(), strict=False)

@@ -1,7 +1,7 @@
-"""Stage 2: the text tower and the eye, trained together and contrastively as CLIP is, then frozen (arXiv 2103.00020)."""
+"""Stage 2: the text tower and the eye, trained contrastively as CLIP is (arXiv 2103.00020), then frozen."""
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +75,7 @@ class Text(Trainee):
         return half(to_tensor(shard.pictures[rows])), ids, to_labels(shard.labels[rows])
 
     def loss(
-        self, model: nn.Module, batch: tuple[Tensor, Tensor, Labels], rng: torch.Generator
+        self, model: Any, batch: tuple[Tensor, Tensor, Labels], rng: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """Contrast of the batch's captions and pictures, and a half of the naming loss."""
         pictures, ids, labels = batch

@@ -47,14 +47,17 @@ def _image(pixels: np.ndarray) -> Image.Image:
 def _hill(draw: ImageDraw.ImageDraw, rng: Rng, height: float, fill: tuple[int, int, int], rough: float) -> None:
     """Fill everything below a smooth skyline at ``height`` (share of the picture from the top)."""
     x = np.arange(_BIG + 1)
-    wave = sum(rng.uniform(0.2, 1) * np.sin(x / _BIG * k * 3.1 + rng.uniform(0, 6.3)) for k in (1, 2, 3))
+    waves = [rng.uniform(0.2, 1) * np.sin(x / _BIG * k * 3.1 + rng.uniform(0, 6.3)) for k in (1, 2, 3)]
+    wave = np.sum(waves, axis=0)
     y = height * _BIG + rough * wave
     jitter = rng.integers(-8, 9, 3)
     colour = tuple(int(np.clip(c + j, 0, 255)) for c, j in zip(fill, jitter, strict=True))
     draw.polygon([(0, _BIG), *zip(x.tolist(), y.tolist(), strict=True), (_BIG, _BIG)], fill=colour)
 
 
-def _dots(draw: ImageDraw.ImageDraw, rng: Rng, n: int, fill: tuple[int, ...], r: tuple[float, float], below: float = 1.0) -> None:
+def _dots(
+    draw: ImageDraw.ImageDraw, rng: Rng, n: int, fill: tuple[int, ...], r: tuple[float, float], below: float = 1.0
+) -> None:
     for _ in range(n):
         x, y, s = rng.uniform(0, _BIG), rng.uniform(0, _BIG * below), rng.uniform(*r)
         draw.ellipse((x - s, y - s, x + s, y + s), fill=fill)
@@ -136,7 +139,7 @@ def _city(rng: Rng) -> Image.Image:
         draw.rectangle((x, top, x + w, _BIG), fill=(grey, grey, grey + 12))
         for wy in np.arange(top + 10, _BIG * 0.7, 24):
             for wx in np.arange(x + 7, x + w - 10, 17):
-                draw.rectangle((wx, wy, wx + 8, wy + 11), fill=(250, 235, 160))
+                draw.rectangle((float(wx), float(wy), float(wx) + 8, float(wy) + 11), fill=(250, 235, 160))
         x += w + rng.uniform(2, 8)
     draw.rectangle((0, _BIG * 0.72, _BIG, _BIG), fill=(85, 85, 92))
     for x in np.arange(rng.uniform(-30, 0), _BIG, 60):

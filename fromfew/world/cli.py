@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
 def listing(as_json: bool) -> None:
     """Print what the world is made of."""
     world = {
-        "objects": {said: category for said, category in names(CORE).items()},
+        "objects": names(CORE),
         "called by category only": names(WIDE),
         "held-out objects": names(HELD_OUT),
         "contexts": CONTEXTS,

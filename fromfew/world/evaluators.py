@@ -1,4 +1,4 @@
-"""The world's evaluators: networks that say what a picture shows, trained apart from the base (other seeds, other shapes).
+"""The world's evaluators: networks that say what a picture shows, trained apart from the base.
 
 * ``Judge`` names object, second object, context, style and colour; its embedding measures likeness to a subject.
 * ``Pair`` is a CLIP-like pair (arXiv 2103.00020) with words of its own: how well a picture fits a prompt.
@@ -11,6 +11,7 @@ import json
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +99,7 @@ class FaceId(nn.Module):
 
 
 @lru_cache(maxsize=3)
-def evaluator(name: str) -> nn.Module:
+def evaluator(name: str) -> Any:
     """A trained evaluator, frozen.
 
     Args:
@@ -112,6 +113,6 @@ def evaluator(name: str) -> nn.Module:
         raise FromfewError(f"No weights for the evaluator '{name}' at {path}; run `fromfew pretrain {name}`")
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["config"])
-        model: nn.Module = {"judge": Judge, "pair": Pair, "face": FaceId}[name](**about)
+        model: Any = {"judge": Judge, "pair": Pair, "face": FaceId}[name](**about)
         model.load_state_dict({key: file.get_tensor(key).float() for key in file.keys()})  # noqa: SIM118
     return model.eval().requires_grad_(False)

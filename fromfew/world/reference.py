@@ -3,7 +3,7 @@
 import numpy as np
 
 from fromfew.errors import FromfewError, unknown
-from fromfew.references import Reference, References
+from fromfew.references import Reference, References, Role
 from fromfew.world.cli import noun_of, subjects
 from fromfew.world.faces import HELD_OUT_FROM, look
 from fromfew.world.scenes import Drawn, Item, Scene, draw
@@ -53,5 +53,5 @@ def references(subject: str, *, n: int = 5, seed: int = 0, placeholder: str = "<
         )
         for one in views(subject, n=n, seed=seed)
     )
-    role = "style" if subject in HELD_OUT_STYLES else "face" if subject.startswith("face-") else "subject"
+    role: Role = "style" if subject in HELD_OUT_STYLES else "face" if subject.startswith("face-") else "subject"
     return References(photos=photos, noun=noun_of(subject), role=role, placeholder=placeholder)

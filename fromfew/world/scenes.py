@@ -74,8 +74,9 @@ class Drawn:
         for alpha in self.alphas:
             ys, xs = np.nonzero(alpha > 127)
             box = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) if len(xs) else (0, 0, 0, 0)
-            found.append(tuple(int(v) for v in box))
-        return tuple(found)  # type: ignore[return-value]
+            left, top, right, bottom = (int(v) for v in box)
+            found.append((left, top, right, bottom))
+        return tuple(found)
 
     def mask(self, item: int = 0) -> Image.Image:
         """The mask of one item, mode L, 0 or 255."""
@@ -195,7 +196,7 @@ _CORE_NAMES = tuple(_CORE)
 _WIDE_NAMES = tuple(_WIDE)
 
 
-def random_scene(rng: np.random.Generator, *, pairs: float = 0.12, portraits: float = 0.07) -> Scene:
+def random_scene(rng: np.random.Generator, *, pairs: float = 0.09, portraits: float = 0.05) -> Scene:
     """A random scene of the held-in grammar, with its caption.
 
     Args:
@@ -212,7 +213,7 @@ def random_scene(rng: np.random.Generator, *, pairs: float = 0.12, portraits: fl
         relation = str(rng.choice(list(RELATIONS)))
     else:
         items = (random_item(rng),)
-    style = "plain" if rng.random() < 0.64 else str(rng.choice([s for s in STYLES if s != "plain"]))
+    style = "plain" if rng.random() < 0.68 else str(rng.choice([s for s in STYLES if s != "plain"]))
     if style in COLOURLESS:
         items = tuple(replace(item, colour=None) for item in items)
     scene = Scene(items, str(rng.choice(list(CONTEXTS))), style, relation)

@@ -6,61 +6,69 @@ base, its text tower or any adapter: these are the subjects to personalise.
 """
 
 CORE: dict[str, str] = {
-    "animal": "cat-face dog-face fox lion tiger-face panda koala pig-face rabbit-face mouse-face bear frog cow-face "
-    "elephant turtle snail horse-face zebra",
-    "bird": "penguin owl duck baby-chick parrot swan",
-    "fish": "fish tropical-fish octopus crab whale dolphin",
-    "insect": "butterfly honeybee lady-beetle spider",
-    "plant": "sunflower tulip rose cactus evergreen-tree mushroom palm-tree maple-leaf",
-    "fruit": "red-apple banana strawberry watermelon pineapple cherries grapes lemon pear",
-    "vegetable": "carrot eggplant broccoli ear-of-corn tomato avocado",
-    "food": "pizza hamburger doughnut cupcake cookie hot-dog taco birthday-cake ice-cream",
-    "drink": "teapot hot-beverage wine-glass beer-mug",
-    "ball": "soccer-ball basketball tennis pool-8-ball",
-    "toy": "teddy-bear balloon kite yo-yo puzzle-piece",
-    "vehicle": "automobile bus fire-engine bicycle tractor locomotive motor-scooter",
-    "boat": "sailboat speedboat",
-    "aircraft": "rocket airplane helicopter flying-saucer",
-    "building": "house castle tent",
-    "instrument": "guitar drum trumpet violin",
-    "tool": "hammer key scissors umbrella light-bulb pencil magnet",
-    "clothing": "t-shirt dress jeans socks",
-    "shoe": "running-shoe high-heeled-shoe",
+    "animal": "cat-face dog-face lion panda pig-face frog elephant turtle",
+    "bird": "penguin owl duck",
+    "fish": "tropical-fish octopus crab",
+    "insect": "butterfly lady-beetle",
+    "plant": "sunflower cactus evergreen-tree mushroom",
+    "fruit": "red-apple banana strawberry watermelon pineapple",
+    "vegetable": "carrot eggplant broccoli",
+    "food": "pizza hamburger doughnut",
+    "drink": "teapot hot-beverage",
+    "ball": "soccer-ball basketball",
+    "toy": "teddy-bear balloon",
+    "vehicle": "automobile bus bicycle locomotive",
+    "boat": "sailboat",
+    "aircraft": "rocket airplane",
+    "building": "house castle",
+    "instrument": "guitar drum",
+    "tool": "hammer key umbrella light-bulb",
+    "clothing": "t-shirt dress",
+    "shoe": "high-heeled-shoe",
     "hat": "top-hat crown",
     "bag": "backpack",
-    "device": "camera alarm-clock television mobile-phone",
-    "furniture": "chair couch-and-lamp",
+    "device": "camera alarm-clock",
+    "furniture": "chair",
     "book": "open-book",
 }
 """Category to the names drawn under their own name."""
 
 WIDE: dict[str, str] = {
-    "animal": "wolf monkey-face hamster hippopotamus giraffe goat camel deer ox polar-bear unicorn bat hedgehog "
-    "kangaroo llama sloth otter beaver badger gorilla rhinoceros leopard ram lizard snake crocodile sauropod poodle",
-    "bird": "chicken rooster flamingo dove eagle goose turkey",
-    "fish": "shark squid lobster shrimp blowfish seal jellyfish oyster",
-    "insect": "ant beetle cricket bug fly mosquito",
-    "plant": "blossom hibiscus four-leaf-clover bouquet potted-plant deciduous-tree lotus herb fallen-leaf",
-    "fruit": "tangerine peach mango kiwi-fruit green-apple blueberries melon olive",
-    "vegetable": "bell-pepper cucumber potato onion garlic hot-pepper pea-pod",
-    "food": "croissant bread pretzel pancakes waffle sandwich sushi pie french-fries popcorn bacon egg dango "
-    "soft-ice-cream lollipop candy chocolate-bar burrito",
-    "drink": "cup-with-straw cocktail-glass glass-of-milk bubble-tea tropical-drink tumbler-glass baby-bottle",
-    "ball": "baseball volleyball american-football bowling",
-    "toy": "nesting-dolls game-die joystick video-game flying-disc wrapped-gift jack-o-lantern",
-    "vehicle": "taxi ambulance police-car tram racing-car pickup-truck delivery-truck motorcycle minibus kick-scooter",
-    "boat": "ship motor-boat canoe ferry",
-    "aircraft": "small-airplane parachute satellite",
-    "building": "church factory hospital mosque house-with-garden hut office-building",
-    "instrument": "saxophone accordion banjo long-drum maracas flute musical-keyboard",
-    "tool": "wrench screwdriver axe paintbrush toothbrush broom bucket fork-and-knife magnifying-glass-tilted-left "
-    "candle flashlight plunger crayon spoon",
-    "clothing": "coat gloves scarf necktie shorts kimono bikini",
-    "shoe": "hiking-boot womans-sandal ballet-shoes flat-shoe thong-sandal",
+    "animal": "fox tiger-face koala rabbit-face mouse-face bear cow-face snail horse-face zebra wolf "
+    "monkey-face hamster hippopotamus giraffe goat camel deer ox polar-bear unicorn bat "
+    "hedgehog kangaroo llama sloth otter beaver badger gorilla rhinoceros leopard ram lizard "
+    "snake crocodile sauropod poodle",
+    "bird": "baby-chick parrot swan chicken rooster flamingo dove eagle goose turkey",
+    "fish": "fish whale dolphin shark squid lobster shrimp blowfish seal jellyfish oyster",
+    "insect": "honeybee spider ant beetle cricket bug fly mosquito",
+    "plant": "tulip rose palm-tree maple-leaf blossom hibiscus four-leaf-clover bouquet potted-plant "
+    "deciduous-tree lotus herb fallen-leaf",
+    "fruit": "cherries grapes lemon pear tangerine peach mango kiwi-fruit green-apple blueberries melon "
+    "olive",
+    "vegetable": "ear-of-corn tomato avocado bell-pepper cucumber potato onion garlic hot-pepper pea-pod",
+    "food": "cupcake cookie hot-dog taco birthday-cake ice-cream croissant bread pretzel pancakes waffle "
+    "sandwich sushi pie french-fries popcorn bacon egg dango soft-ice-cream lollipop candy "
+    "chocolate-bar burrito",
+    "drink": "wine-glass beer-mug cup-with-straw cocktail-glass glass-of-milk bubble-tea tropical-drink "
+    "tumbler-glass baby-bottle",
+    "ball": "tennis pool-8-ball baseball volleyball american-football bowling",
+    "toy": "kite yo-yo puzzle-piece nesting-dolls game-die joystick video-game flying-disc wrapped-gift "
+    "jack-o-lantern",
+    "vehicle": "fire-engine tractor motor-scooter taxi ambulance police-car tram racing-car pickup-truck "
+    "delivery-truck motorcycle minibus kick-scooter",
+    "boat": "speedboat ship motor-boat canoe ferry",
+    "aircraft": "helicopter flying-saucer small-airplane parachute satellite",
+    "building": "tent church factory hospital mosque house-with-garden hut office-building",
+    "instrument": "trumpet violin saxophone accordion banjo long-drum maracas flute musical-keyboard",
+    "tool": "scissors pencil magnet wrench screwdriver axe paintbrush toothbrush broom bucket "
+    "fork-and-knife magnifying-glass-tilted-left candle flashlight plunger crayon spoon",
+    "clothing": "jeans socks coat gloves scarf necktie shorts kimono bikini",
+    "shoe": "running-shoe hiking-boot womans-sandal ballet-shoes flat-shoe thong-sandal",
     "hat": "billed-cap womans-hat rescue-workers-helmet military-helmet",
     "bag": "handbag briefcase clutch-bag luggage",
-    "device": "laptop computer-mouse radio telephone microscope stopwatch printer video-camera headphone",
-    "furniture": "bed bathtub door toilet",
+    "device": "television mobile-phone laptop computer-mouse radio telephone microscope stopwatch printer "
+    "video-camera headphone",
+    "furniture": "couch-and-lamp bed bathtub door toilet",
     "book": "closed-book notebook books",
 }
 """Category to the names only ever called by their category."""

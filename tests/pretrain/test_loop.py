@@ -1,10 +1,10 @@
 """A stage of pre-training goes on from any kill with the same bits."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_a_killed_run_goes_on_with_the_same_bits(tmp_path):
         "from test_loop import Line; from fromfew.pretrain.loop import Run\n"
         "Run(Line(), Path(sys.argv[2])).train(save_every=0, log=lambda f: None)\n"
     )
-    here = os.path.dirname(__file__)
+    here = str(Path(__file__).parent)
     killed = 0
     for delay in (0.0, 0.02, 0.05, 0.1):
         process = subprocess.Popen([sys.executable, "-c", code, here, str(tmp_path / "killed")])

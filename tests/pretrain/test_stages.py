@@ -34,7 +34,8 @@ def test_the_encoder_is_the_components_of_patches():
     )  # fmt: skip
     write_encoder(model.encoder, rows, -rows @ mean)
     x = to_tensor(pictures[:2])
-    patches = (x.permute(0, 2, 3, 1) / 2 + 0.5).reshape(2, 16, 8, 16, 8, 3).permute(0, 1, 3, 2, 4, 5).reshape(2, 16, 16, 192)
+    cells = (x.permute(0, 2, 3, 1) / 2 + 0.5).reshape(2, 16, 8, 16, 8, 3)
+    patches = cells.permute(0, 1, 3, 2, 4, 5).reshape(2, 16, 16, 192)
     wanted = ((patches - mean) @ rows.T).permute(0, 3, 1, 2)
     with torch.no_grad():
         assert torch.allclose(model.encoder(x), wanted, atol=1e-5)

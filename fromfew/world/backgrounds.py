@@ -142,7 +142,7 @@ def _city(rng: Rng) -> Image.Image:
                 draw.rectangle((float(wx), float(wy), float(wx) + 8, float(wy) + 11), fill=(250, 235, 160))
         x += w + rng.uniform(2, 8)
     draw.rectangle((0, _BIG * 0.72, _BIG, _BIG), fill=(85, 85, 92))
-    for x in np.arange(rng.uniform(-30, 0), _BIG, 60):
+    for x in np.arange(rng.uniform(-30, 0), _BIG, 60).tolist():
         draw.rectangle((x, _BIG * 0.86, x + 32, _BIG * 0.86 + 7), fill=(235, 235, 225))
     return picture
 
@@ -162,8 +162,8 @@ def _wood(rng: Rng) -> Image.Image:
 def _brick(rng: Rng) -> Image.Image:
     picture, draw = _sky((205, 190, 178), (205, 190, 178), rng)
     floor = _BIG * rng.uniform(0.76, 0.84)
-    for row, y in enumerate(np.arange(rng.uniform(-20, 0), floor, 26)):
-        for x in np.arange(-52 + (row % 2) * 26, _BIG, 52):
+    for row, y in enumerate(np.arange(rng.uniform(-20, 0), floor, 26).tolist()):
+        for x in range(-52 + (row % 2) * 26, _BIG, 52):
             shade = int(rng.uniform(-14, 14))
             draw.rectangle((x, y, x + 47, y + 21), fill=(178 + shade, 82 + shade, 62 + shade))
     draw.rectangle((0, floor, _BIG, _BIG), fill=(150, 148, 145))

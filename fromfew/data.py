@@ -39,6 +39,7 @@ class Batch:
         captions: The prompt of every row.
         of: "photo" or "class" for every row.
         keys: What fully determines a row's picture (so that its latents can be kept), or None, for every row.
+        shown: [B, 3, H, W] what an adapter looks at instead of the pictures themselves, or None.
     """
 
     images: Tensor
@@ -46,6 +47,7 @@ class Batch:
     captions: list[str]
     of: list[str]
     keys: list[Hashable | None]
+    shown: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -197,12 +199,14 @@ def joined(*sources: Source) -> Source:
     def source(rng: Generator) -> Batch:
         parts = [one(rng) for one in sources]
         size = parts[0].images.shape[-2:]
-        masks = None
+        masks = shown = None
         if any(part.masks is not None for part in parts):
             masks = torch.cat([torch.ones(len(p), 1, *size) if p.masks is None else p.masks for p in parts])
+        if any(part.shown is not None for part in parts):
+            shown = torch.cat([part.images if part.shown is None else part.shown for part in parts])
         return Batch(
             torch.cat([part.images for part in parts]), masks, [c for part in parts for c in part.captions],
-            [of for part in parts for of in part.of], [key for part in parts for key in part.keys],
+            [of for part in parts for of in part.of], [key for part in parts for key in part.keys], shown,
         )  # fmt: skip
 
     return source

@@ -246,14 +246,13 @@ class Tuned(Learner):
 
         if not self.masked:
             refs = replace(refs, photos=tuple(replace(photo, mask=None) for photo in refs.photos))
-        templates = "plain" if getattr(bb, "templates", "photo") == "plain" else "auto"
         return photo_batches(
             refs,
             size=bb.default_size,
             batch=self.batch or 1,
             noun=self.noun,
             zoom=self.zoom,
-            templates=templates,
+            templates=bb.defaults.templates,
             captions=self.captions,
             variants=self.views,
         )

@@ -27,7 +27,7 @@ _STYLE = (
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "photo": _OBJECT,
-    "plain": ("a {}", "the {}", "{}"),
+    "plain": ("a {}", "{}", "a photo of a {}", "a picture of a {}"),
     "face": _FACE,
     "style": _STYLE,
     "plain style": ("a {} in {word} style", "{} in {word} style"),

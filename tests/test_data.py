@@ -64,7 +64,7 @@ def test_every_prompt_names_placeholder_and_noun():
     styles = photo_batches(references(role="style"), size=16, batch=3)(rng()).captions
     assert all(caption.endswith("in <rex> style") for caption in styles)
     words = photo_batches(references(), size=16, noun=False, templates="plain")(rng()).captions
-    assert words[0] in ("a <rex>", "the <rex>", "<rex>")
+    assert words[0] in ("a <rex>", "<rex>", "a photo of a <rex>", "a picture of a <rex>")
 
 
 def test_photos_of_a_batch_differ_while_there_are_others():
@@ -131,6 +131,21 @@ def test_class_pictures_are_named_without_the_word_and_joined_behind_the_photos(
     assert batch.masks is not None
     assert batch.masks[1:].min() == 1
     assert class_prompt("a {} in {word} style", "apple") == "an apple"
+
+
+def test_what_an_adapter_looks_at_is_joined_too():
+    from dataclasses import replace
+
+    plain = class_batches([half()], noun="apple", size=16)
+
+    def showing(generator: torch.Generator):
+        batch = photo_batches(references(), size=16)(generator)
+        return replace(batch, shown=torch.zeros(1, 3, 16, 16))
+
+    batch = joined(showing, plain)(rng())
+    assert batch.shown is not None
+    assert batch.shown[0].abs().max() == 0
+    assert torch.equal(batch.shown[1], batch.images[1])
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ class Defaults:
         sampler: Name of the sampler.
         size: Side of the picture in px.
         long_text: Tokens of a prompt in T5, where the model has one.
+        templates: The set of sentences (see `fromfew.templates`) that photos are learned under by default.
     """
 
     guidance: float = 7.5
@@ -49,6 +50,7 @@ class Defaults:
     sampler: str = "dpm++"
     size: int = 512
     long_text: int = 256
+    templates: str = "auto"
 
 
 class Backbone(ABC):

@@ -15,18 +15,25 @@ __all__ = ["run"]
 
 def _one(name: str, twin: str) -> dict[str, Any]:
     """The laws a method keeps on one tiny model, or the first it breaks."""
-    from fromfew.testing.method_contract import check_method
+    from fromfew.registry import find
+    from fromfew.testing.contract import check_method
     from fromfew.testing.tiny import tiny
 
     began = time.monotonic()
-    kept: list[str] = []
-    broken = None
+    result: dict[str, Any] = {
+        "method": name,
+        "base": f"tiny-{twin}",
+        "kept": [],
+        "skipped": {},
+        "broken": None,
+    }
     try:
-        kept = list(check_method(name, tiny(twin)))
+        report = check_method(find(name)(), tiny(twin))
     except (AssertionError, FromfewError) as error:
-        broken = str(error) or type(error).__name__
-    return {"method": name, "base": f"tiny-{twin}", "kept": kept, "broken": broken,
-            "seconds": round(time.monotonic() - began, 2)}  # fmt: skip
+        result["broken"] = str(error) or type(error).__name__
+    else:
+        result |= {"kept": report.ran, "skipped": report.skipped}
+    return {**result, "seconds": round(time.monotonic() - began, 2)}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -57,6 +64,8 @@ def run(argv: Sequence[str]) -> int:
             if not found.json:
                 one = results[-1]
                 told = f"broken: {one['broken']}" if one["broken"] else f"keeps {len(one['kept'])} laws"
+                if one["skipped"]:
+                    told += f", {len(one['skipped'])} do not apply"
                 say(f"{name} on {one['base']}: {told} ({clock(one['seconds'])})")
     if found.json:
         say_json(results)

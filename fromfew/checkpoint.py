@@ -61,9 +61,7 @@ def load_state(
         state = {key: tensors[full] for key, full in kept.items() if key != "value"}
         if optimiser is not None and state:
             # AdamW keeps its step count on the CPU, its moments beside the parameter.
-            moved = {
-                key: value if value.dim() == 0 else value.to(parameter.device) for key, value in state.items()
-            }
+            moved = {key: value if value.dim() == 0 else value.to(parameter.device) for key, value in state.items()}
             optimiser.state[parameter] = moved
     return list(tensors["losses"].tolist())
 

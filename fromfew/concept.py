@@ -123,9 +123,7 @@ class Concept:
             "placeholder": self.placeholder,
             "noun": self.noun,
             "strength": self.strength,
-            "parts": [
-                {"name": n, "kind": part.kind, "config": part.config()} for n, part in self.parts.items()
-            ],
+            "parts": [{"name": n, "kind": part.kind, "config": part.config()} for n, part in self.parts.items()],
             "card": asdict(self.card),
         }
         with replace_folder(folder) as fresh:
@@ -175,16 +173,12 @@ def _check_schema(about: Mapping[str, Any], folder: Path) -> None:
     if not isinstance(schema, int) or schema < 1:
         raise ValueError("it has no schema version")
     if schema > SCHEMA:
-        raise FromfewError(
-            f"'{folder}' was written by a newer fromfew (schema {schema}, known: {SCHEMA}). Upgrade."
-        )
+        raise FromfewError(f"'{folder}' was written by a newer fromfew (schema {schema}, known: {SCHEMA}). Upgrade.")
 
 
 def _naming(about: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
     name, placeholder, noun = about["name"], about["placeholder"], about["noun"]
-    if not isinstance(name, str) or not all(
-        value is None or isinstance(value, str) for value in (placeholder, noun)
-    ):
+    if not isinstance(name, str) or not all(value is None or isinstance(value, str) for value in (placeholder, noun)):
         raise ValueError("name, placeholder or noun is not text")
     return name, placeholder, noun
 
@@ -196,12 +190,7 @@ def _parts(described: Any) -> Parts:
     found: dict[str, Part] = {}
     for one in described:
         name, kind, config = one["name"], one["kind"], one["config"]
-        if (
-            not isinstance(name, str)
-            or not name.isidentifier()
-            or name in found
-            or not isinstance(config, dict)
-        ):
+        if not isinstance(name, str) or not name.isidentifier() or name in found or not isinstance(config, dict):
             raise ValueError("a part has no proper name or configuration")
         with torch.device("meta"):
             found[name] = _class_of(kind).build(config)
@@ -226,13 +215,8 @@ def _fill(parts: Parts, tensors: Mapping[str, torch.Tensor]) -> None:
         odd = sorted(set(wanted) ^ set(tensors))[0]
         raise ValueError(f"its two files disagree about '{odd[:80]}'")
     for name, value in tensors.items():
-        if (
-            value.shape != wanted[name].shape
-            or value.dtype.is_floating_point != wanted[name].dtype.is_floating_point
-        ):
-            raise ValueError(
-                f"'{name[:80]}' is {tuple(value.shape)}, described as {tuple(wanted[name].shape)}"
-            )
+        if value.shape != wanted[name].shape or value.dtype.is_floating_point != wanted[name].dtype.is_floating_point:
+            raise ValueError(f"'{name[:80]}' is {tuple(value.shape)}, described as {tuple(wanted[name].shape)}")
         if value.dtype.is_floating_point and not bool(torch.isfinite(value).all()):
             raise ValueError(f"'{name[:80]}' holds a number that is not finite")
     parts.load_state_dict(dict(tensors), strict=True, assign=True)

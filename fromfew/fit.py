@@ -193,10 +193,7 @@ class _Loop:
     def __init__(self, bb: Backbone, parts: Parts, stage: Stage, seed: int, mark: str = "") -> None:
         self.bb, self.parts, self.stage, self.seed = bb, parts, stage, seed
         self.modules = [module for module in stage.train if any(True for _ in module.parameters())]
-        groups = [
-            {"params": list(m.parameters()), "lr": stage.train[m], "base": stage.train[m]}
-            for m in self.modules
-        ]
+        groups = [{"params": list(m.parameters()), "lr": stage.train[m], "base": stage.train[m]} for m in self.modules]
         self.optimiser = torch.optim.AdamW(groups, weight_decay=stage.decay) if groups else None
         self.latents: dict[Hashable, Tensor] = {}
         self.texts: dict[str, Text] = {}
@@ -204,9 +201,7 @@ class _Loop:
         words = [getattr(part, "placeholder", None) for part in learning]
         self.text_learns = any(word is None for word in words)
         self.words = [word for word in words if word]
-        self.mark = (
-            f"{mark} {seed} {stage.name} {stage.steps} {sorted(stage.train.values())} {bb.fingerprint()}"
-        )
+        self.mark = f"{mark} {seed} {stage.name} {stage.steps} {sorted(stage.train.values())} {bb.fingerprint()}"
 
     def __enter__(self) -> _Loop:
         self.parts.requires_grad_(False)

@@ -68,11 +68,7 @@ class Learner(ABC):
     def needs(self, bb: Backbone) -> list[str]:
         """Why the method cannot work on this base; empty if it can."""
         ports = self.card().get("ports", ())
-        return (
-            ["it acts on attention, and this base has no sites"]
-            if "attention" in ports and not bb.sites
-            else []
-        )
+        return ["it acts on attention, and this base has no sites"] if "attention" in ports and not bb.sites else []
 
     def refuse(self, bb: Backbone, refs: References | None) -> None:
         """Raise before any work is done if base or photos do not suit.
@@ -228,9 +224,7 @@ class Tuned(Learner):
             history.append(fit(bb, parts, stage, rng=rng, watch=watch, resume=kept, mark=mark))
         return me._concept(bb, refs, parts, seed, history)
 
-    def word(
-        self, bb: Backbone, refs: References, rng: Generator, *, count: int = 1, start: str = ""
-    ) -> Word:
+    def word(self, bb: Backbone, refs: References, rng: Generator, *, count: int = 1, start: str = "") -> Word:
         """The concept's word, as ``modifier`` wants it; a learned one begins as ``text`` or ``start``."""
         from fromfew.parts.word import Word, rare
 
@@ -269,14 +263,10 @@ class Tuned(Learner):
         if not self.prior:
             return photos
         if refs.noun is None:
-            raise FromfewError(
-                'Pictures of the plain noun need one: say what the photos show with --noun "...".'
-            )
+            raise FromfewError('Pictures of the plain noun need one: say what the photos show with --noun "...".')
         steps = min(bb.defaults.steps, 25)
         drawn = class_images(bb, refs.noun, self.class_images or 16, seed=seed, steps=steps)
-        return joined(
-            photos, class_batches(drawn, noun=refs.noun, size=bb.default_size, batch=self.batch or 1)
-        )
+        return joined(photos, class_batches(drawn, noun=refs.noun, size=bb.default_size, batch=self.batch or 1))
 
     def terms(self) -> list[tuple[float, Any]]:
         """Denoising of the photos (inside their masks) and, weighted by ``prior``, of class pictures."""
@@ -316,9 +306,7 @@ class Encoded(Learner):
     def needs(self, bb: Backbone) -> list[str]:
         """Also: weights for this base."""
         file = self.file(bb)
-        missing = (
-            [] if file.is_file() else [f"there are no weights for this base at '{file}' (set weights=...)"]
-        )
+        missing = [] if file.is_file() else [f"there are no weights for this base at '{file}' (set weights=...)"]
         return [*super().needs(bb), *missing]
 
     def fresh(self, bb: Backbone, seed: int = 0) -> nn.Module:

@@ -13,7 +13,7 @@ __all__ = ["RECIPES", "recipe"]
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "default": {
-        "textual-inversion": {"steps": 3000, "batch": 4, "lr": 2e-3},
+        "textual-inversion": {"steps": 3000, "batch": 4, "lr": 2e-3, "class_images": 100},
         "dreambooth": {"steps": 800, "batch": 1, "lr": 5e-6, "encoder_lr": 2e-6, "class_images": 200},
         "lora": {"steps": 500, "batch": 1, "lr": 1e-4, "encoder_lr": 1e-5, "class_images": 100, "rank": 8},
         "custom-diffusion": {"steps": 250, "batch": 4, "lr": 8e-5, "word_lr": 8e-5, "class_images": 200},

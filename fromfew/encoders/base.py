@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-__all__ = ["Eye", "open_eye"]
+if TYPE_CHECKING:
+    from fromfew.references import References
+
+__all__ = ["Eye", "open_eye", "squares"]
 
 
 class Eye(ABC):
@@ -43,3 +47,13 @@ def open_eye(name: str, *, device: str = "cpu") -> Eye:
     if name == "world":
         return ClipEye(str(Path(__file__).parent.parent / "weights" / "eye"), device=device)
     return ClipEye(name, device=device)
+
+
+def squares(refs: References, size: int) -> Tensor:
+    """Every photo's middle square, ``[n, 3, size, size]`` in [-1, 1]."""
+    import torch
+    from PIL.ImageOps import fit
+
+    from fromfew.data import picture_tensor
+
+    return torch.stack([picture_tensor(fit(photo.image, (size, size))) for photo in refs.photos])

@@ -44,9 +44,7 @@ class ClipEye(Eye):
         top, left = (images.shape[-2] - side) // 2, (images.shape[-1] - side) // 2
         square = images[..., top : top + side, left : left + side].to(self.mean)
         if side != self.side:
-            square = F.interpolate(
-                square, (self.side, self.side), mode="bicubic", antialias=True, align_corners=False
-            )
+            square = F.interpolate(square, (self.side, self.side), mode="bicubic", antialias=True, align_corners=False)
         return (square * 0.5 + 0.5 - self.mean) / self.std
 
     def pooled(self, images: Tensor) -> Tensor:

@@ -43,9 +43,7 @@ class _Block(nn.Module):
 class Resampler(nn.Module):
     """Learned queries that read all patches, block after block (as in Perceiver, arXiv:2103.03206)."""
 
-    def __init__(
-        self, wide: int, width: int, tokens: int, *, inner: int = 128, depth: int = 2, heads: int = 2
-    ) -> None:
+    def __init__(self, wide: int, width: int, tokens: int, *, inner: int = 128, depth: int = 2, heads: int = 2) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(1, tokens, inner) / inner**0.5)
         self.proj_in, self.blocks = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
     from fromfew.backbones.base import Backbone
     from fromfew.data import Batch, Source
-    from fromfew.encoders import Eye
     from fromfew.fit import Stage
     from fromfew.ports.part import Parts
     from fromfew.references import References
@@ -40,8 +40,7 @@ class IPAdapter(Encoded):
     and the projection to tokens were trained, by denoising pictures that show themselves. In prompts the
     placeholder stands for nothing: the picture says it.
 
-    Departs from the paper: tokens of several photos are averaged, and models whose text and picture attend
-    jointly get the stream on the picture's queries.
+    Departs from the paper: tokens of several photos are averaged; at joint attention only the picture asks.
 
     >>> IPAdapter(scale=0.6).scale
     0.6
@@ -65,9 +64,8 @@ class IPAdapter(Encoded):
         from fromfew.encoders.project import Projector, Resampler
         from fromfew.parts.image_stream import ImageStream
 
-        eye = self._eye(bb)
+        _, seen = self._eye(bb)
         width = next(iter(bb.select("text.key").values())).in_features
-        seen = eye.patch_width if self.plus else eye.width
         project = Resampler(seen, width, self.tokens) if self.plus else Projector(seen, width, self.tokens)
         return nn.ModuleDict({"project": project, "stream": ImageStream.of(bb, width, self.tokens)})
 
@@ -75,19 +73,15 @@ class IPAdapter(Encoded):
         """The photos' tokens, averaged, in the stream."""
         import torch
 
-        from fromfew.data import photo_batches
-        from fromfew.fit import generator
+        from fromfew.encoders import squares
         from fromfew.parts.word import Word
         from fromfew.ports.part import Parts
 
-        whole = photo_batches(
-            refs, size=bb.default_size, batch=len(refs), flip=False, zoom=(1.0, 1.0), variants=1
-        )
-        seen = self._seen(bb, whole(generator(0)).images.to(bb.device))
+        seen = self._eye(bb)[0](squares(refs, bb.default_size).to(bb.device))
         tokens = modules["project"](seen).mean(0, keepdim=True)
         nothing = modules["project"](torch.zeros_like(seen[:1]))
-        word = Word.plain(refs.placeholder, "")
-        return Parts(word=word, stream=modules["stream"].holding(tokens, nothing, self.scale))
+        stream = modules["stream"].holding(tokens, nothing, self.scale)
+        return Parts(word=Word.plain(refs.placeholder, ""), stream=stream)
 
     def pretrain(self, bb: Backbone, modules: Any, batches: Source, *, steps: int, lr: float = 1e-4) -> Stage:
         """Denoise every row while it reads its own picture; ``drop`` of the rows read none."""
@@ -99,7 +93,7 @@ class IPAdapter(Encoded):
 
         def attach(batch: Batch, rng: Generator) -> Parts:
             with torch.no_grad():
-                seen = self._seen(bb, batch.images.to(bb.device))
+                seen = self._eye(bb)[0](batch.images.to(bb.device))
             keep = torch.rand(len(seen), generator=rng).to(seen.device) >= self.drop
             seen = torch.where(keep.view(-1, *[1] * (seen.dim() - 1)), seen, 0.0)
             tokens = modules["project"](seen)
@@ -114,13 +108,11 @@ class IPAdapter(Encoded):
             decay=0.01,
         )
 
-    def _eye(self, bb: Backbone) -> Eye:
+    def _eye(self, bb: Backbone) -> tuple[Callable[[Tensor], Tensor], int]:
+        """What sees pictures, and the width of what it sees."""
         from fromfew.encoders import open_eye
 
         if self.eye is None:
             raise FromfewError("ip-adapter needs an image encoder: say which with eye=...")
-        return open_eye(self.eye, device=str(bb.device))
-
-    def _seen(self, bb: Backbone, images: Tensor) -> Tensor:
-        eye = self._eye(bb)
-        return eye.patches(images) if self.plus else eye.pooled(images)
+        eye = open_eye(self.eye, device=str(bb.device))
+        return (eye.patches, eye.patch_width) if self.plus else (eye.pooled, eye.width)

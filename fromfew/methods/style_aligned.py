@@ -71,11 +71,9 @@ class StyleAligned(Free):
         )
 
     def _photo(self, bb: Backbone, refs: References) -> Lead:
-        from fromfew.data import photo_batches
-        from fromfew.fit import generator
+        from fromfew.encoders import squares
         from fromfew.parts.lead import Lead
 
-        whole = photo_batches(refs, size=bb.default_size, flip=False, zoom=(1.0, 1.0), variants=1)
-        latents = bb.encode(whole(generator(0)).images)
+        latents = bb.encode(squares(refs, bb.default_size)[:1])
         said = refs.photos[0].caption or (f"a {refs.noun}" if refs.noun else "")
         return Lead.showing(self.prompt or said, latents)

@@ -28,9 +28,7 @@ class FullDelta(DeltaPart):
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__()
         self._shapes = {path: tuple(shape) for path, shape in shapes.items()}
-        self.deltas = nn.ParameterDict(
-            {flat(path): torch.zeros(shape) for path, shape in self._shapes.items()}
-        )
+        self.deltas = nn.ParameterDict({flat(path): torch.zeros(shape) for path, shape in self._shapes.items()})
 
     @classmethod
     def of(cls, bb: Backbone, *paths: str) -> FullDelta:

@@ -54,9 +54,7 @@ class ImageStream(AttentionPart):
             for name in sites:
                 for role, into in (("k", part.key), ("v", part.value)):
                     own = [
-                        m
-                        for path, m in text.items()
-                        if path.startswith(name + ".") and f"_{role}" in path[len(name) :]
+                        m for path, m in text.items() if path.startswith(name + ".") and f"_{role}" in path[len(name) :]
                     ]
                     target = into[flat(name)]
                     if own and own[0].weight.shape == target.shape:
@@ -73,10 +71,10 @@ class ImageStream(AttentionPart):
             nothing: ``[1, tokens, width]`` what rows without a picture read.
             scale: Weight of the stream.
         """
-        part = ImageStream(self._sites, self.width, self.count, scale)
+        with torch.device("meta"):
+            part = ImageStream(self._sites, self.width, self.count, scale)
         part.key, part.value = self.key, self.value
-        if len(tokens) == 1:
-            part.tokens = tokens.detach()
+        part.tokens = tokens[:1].detach()
         part.rows = tokens if tokens.requires_grad or len(tokens) > 1 else None
         part.nothing = nothing
         return part
@@ -101,9 +99,7 @@ class ImageStream(AttentionPart):
         for name, width in self._sites.items():
             site = bb.sites.get(name)
             if site is None or site.width != width:
-                raise FromfewError(
-                    f"{self!r} does not fit {bb.name}: it has no attention '{name}' of width {width}."
-                )
+                raise FromfewError(f"{self!r} does not fit {bb.name}: it has no attention '{name}' of width {width}.")
 
     def config(self) -> dict[str, Any]:
         """Sites, widths, number of tokens and scale."""

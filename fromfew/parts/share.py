@@ -37,9 +37,7 @@ class ShareFirst(AttentionPart):
     kind = "share"
     couples_images = True
 
-    def __init__(
-        self, scale: float = 1.0, shift: float = 0.0, match: bool = True, from_depth: float = 0.0
-    ) -> None:
+    def __init__(self, scale: float = 1.0, shift: float = 0.0, match: bool = True, from_depth: float = 0.0) -> None:
         super().__init__()
         self.scale, self.shift, self.match, self.from_depth = scale, shift, match, from_depth
 

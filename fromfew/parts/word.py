@@ -48,9 +48,7 @@ class Word(WordPart):
             raise FromfewError("A word needs a placeholder and 1 to 16 vectors.")
         self.placeholder, self.start, self.count, self.alias = placeholder, start, count, alias
         self._widths = dict(widths or {}) if alias is None else {}
-        self.vectors = nn.ParameterDict(
-            {key: torch.zeros(count, width) for key, width in self._widths.items()}
-        )
+        self.vectors = nn.ParameterDict({key: torch.zeros(count, width) for key, width in self._widths.items()})
 
     @classmethod
     def learned(cls, bb: Backbone, placeholder: str, start: str, count: int, rng: Generator) -> Word:
@@ -102,9 +100,7 @@ class Word(WordPart):
         """The backbone must have the same text encoders, of the same widths."""
         there = {key: encoder.width for key, encoder in bb.text_encoders.items()}
         if self.alias is None and there != self._widths:
-            raise FromfewError(
-                f"{self!r} does not fit {bb.name}: its text encoders are {there}, not {self._widths}."
-            )
+            raise FromfewError(f"{self!r} does not fit {bb.name}: its text encoders are {there}, not {self._widths}.")
 
     def config(self) -> dict[str, Any]:
         """Everything but the vectors."""

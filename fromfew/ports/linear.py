@@ -169,12 +169,11 @@ def _changed(base: Tensor | None, layer: _Layer) -> Tensor:
 def _same_shape(part: Part, bb: Backbone, path: str, name: str, shape: tuple[int, ...]) -> None:
     try:
         there = bb.module(path)._parameters.get(name)
-    except (AttributeError, KeyError):
+    except FromfewError:
         there = None
     if there is None:
         raise FromfewError(f"{part!r} does not fit {bb.name}: it has no '{path}.{name}'.")
     if tuple(there.shape) != tuple(shape):
         raise FromfewError(
-            f"{part!r} does not fit {bb.name}: '{path}.{name}' is {tuple(there.shape)}, "
-            f"learned on {tuple(shape)}."
+            f"{part!r} does not fit {bb.name}: '{path}.{name}' is {tuple(there.shape)}, learned on {tuple(shape)}."
         )

@@ -207,16 +207,13 @@ def _refuse_conflicts(entries: list[Entry]) -> None:
     for entry in entries:
         for stage in getattr(entry.part, "exclusive", ()):
             if stage in alone:
-                raise FromfewError(
-                    f"{alone[stage]!r} and {entry.part!r} both need the stage '{stage}' for themselves."
-                )
+                raise FromfewError(f"{alone[stage]!r} and {entry.part!r} both need the stage '{stage}' for themselves.")
             alone[stage] = entry.part
         placeholder = getattr(entry.part, "placeholder", None)
         if placeholder is not None:
             if placeholder in words and words[placeholder] is not entry.part:
                 raise FromfewError(
-                    f"Two concepts answer to '{placeholder}'. "
-                    "Give one of them another placeholder, such as '<w>'."
+                    f"Two concepts answer to '{placeholder}'. Give one of them another placeholder, such as '<w>'."
                 )
             words[placeholder] = entry.part
 

@@ -106,9 +106,7 @@ class Spliced:
     cut: list[str]
 
 
-def splice(
-    tokenizer: Any, prompts: Sequence[str], words: Sequence[tuple[WordPart, float]], *, length: int
-) -> Spliced:
+def splice(tokenizer: Any, prompts: Sequence[str], words: Sequence[tuple[WordPart, float]], *, length: int) -> Spliced:
     """Tokenise prompts, with carriers where placeholders stand.
 
     Args:
@@ -128,9 +126,7 @@ def splice(
         room = length - len(head) - len(tail)
         for word, _ in words:
             if word.alias is None and max(places.get(word.placeholder, [0])) >= room:
-                raise FromfewError(
-                    f"The prompt is too long: '{word.placeholder}' falls off its end ({length} tokens)."
-                )
+                raise FromfewError(f"The prompt is too long: '{word.placeholder}' falls off its end ({length} tokens).")
         row = [*head, *ids[:room], *tail]
         rows.append(row + [pad] * (length - len(row)))
         masks.append([1] * len(row) + [0] * (length - len(row)))
@@ -187,9 +183,7 @@ def _tokens(
     tokenizer: Any, prompt: str, words: Sequence[tuple[WordPart, float]]
 ) -> tuple[list[int], dict[str, list[int]]]:
     """Ids without begin and end, and where every word lies in them."""
-    learned = {
-        word.placeholder: word for word, _ in words if word.alias is None and word.placeholder in prompt
-    }
+    learned = {word.placeholder: word for word, _ in words if word.alias is None and word.placeholder in prompt}
     pattern = "|".join(re.escape(name) for name in sorted(learned, key=len, reverse=True))
     pieces = re.split(f"({pattern})", prompt) if learned else [prompt]
     ids: list[int] = []

@@ -7,7 +7,7 @@ import io
 import json
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from fromfew.errors import FromfewError
 from fromfew.fit import generator, look
 from fromfew.guidance import CFG
 from fromfew.method import Encoded, Free, Tuned
-from fromfew.ports.part import Part, Parts
+from fromfew.ports.part import Parts
 from fromfew.testing.contract import PROMPT, Bench, Skip, few_photos, predict
-from fromfew.testing.part_checks import lone, state_of
+from fromfew.testing.part_checks import Three, lone, others, state_of
 
 __all__ = ["CHECKS"]
 
@@ -49,9 +49,7 @@ def card_says_all(bench: Bench) -> None:
     assert card.keys() >= _FIELDS, f"the card lacks {sorted(_FIELDS - card.keys())}"
     assert re.fullmatch(r"\d{4}\.\d{4,5}", card["arxiv"]), "the paper's number is not one of arXiv's"
     assert set(card["ports"]) <= _PORTS, "the card names a port that does not exist"
-    kind = next(
-        name for name, base in (("tuned", Tuned), ("encoded", Encoded), ("free", Free)) if _is(bench, base)
-    )
+    kind = next(name for name, base in (("tuned", Tuned), ("encoded", Encoded), ("free", Free)) if _is(bench, base))
     assert card["kind"] == kind, f"the card says {card['kind']}, the class is {kind}"
     for wanted in ("``", "Departs", ">>>"):
         assert wanted in doc, f"the docstring lacks {wanted!r}"
@@ -143,9 +141,7 @@ def everything_learns_and_nothing_else(bench: Bench) -> None:
     # A real model has parameters that no gradient reaches, such as the last text layer beside the pooled
     # vector.
     assert sum(moved) >= 0.8 * len(moved), f"only {sum(moved)} of {len(moved)} tensors moved"
-    assert not any(p.requires_grad for p in bench.concept.parts.parameters()), (
-        "a learned part still asks for gradients"
-    )
+    assert not any(p.requires_grad for p in bench.concept.parts.parameters()), "a learned part still asks for gradients"
 
 
 def every_word_moves(bench: Bench) -> None:
@@ -159,12 +155,8 @@ def every_word_moves(bench: Bench) -> None:
         ended = one.learn(bb, bench.refs).parts.word
         for key, vectors in ended.vectors.items():
             still = (vectors == began.vectors[key]).all(1)
-            assert vectors.shape[0] == count, (
-                f"{count} vectors were asked for, encoder {key} has {len(vectors)}"
-            )
-            assert not bool(still.any()), (
-                f"vector {still.nonzero().flatten().tolist()} of encoder {key} did not move"
-            )
+            assert vectors.shape[0] == count, f"{count} vectors were asked for, encoder {key} has {len(vectors)}"
+            assert not bool(still.any()), f"vector {still.nonzero().flatten().tolist()} of encoder {key} did not move"
 
 
 def loss_falls_on_fixed_noise(bench: Bench) -> None:
@@ -206,19 +198,13 @@ def saving_and_loading_changes_nothing(bench: Bench) -> None:
     """Saved and loaded, a concept draws the same bits; its files have the size the card says."""
     concept = bench.concept
     folder = concept.save(bench.folder / "concept")
-    assert sorted(p.suffix for p in folder.iterdir()) == [".json", ".safetensors"], (
-        "it is not just the two files"
-    )
+    assert sorted(p.suffix for p in folder.iterdir()) == [".json", ".safetensors"], "it is not just the two files"
     loaded = Concept.load(folder)
     shown = [PROMPT, "a <v> dog"]
-    assert torch.equal(bench.make(shown, concept), bench.make(shown, loaded)), (
-        "the loaded concept draws otherwise"
-    )
+    assert torch.equal(bench.make(shown, concept), bench.make(shown, loaded)), "the loaded concept draws otherwise"
     assert loaded.card == concept.card, "the card changed"
     size = (folder / "concept.safetensors").stat().st_size
-    assert concept.card.bytes <= size <= concept.card.bytes * 1.05 + 65536, (
-        f"{size} bytes, the card says otherwise"
-    )
+    assert concept.card.bytes <= size <= concept.card.bytes * 1.05 + 65536, f"{size} bytes, the card says otherwise"
 
 
 def a_picture_is_the_same_alone(bench: Bench) -> None:
@@ -234,24 +220,10 @@ def a_picture_is_the_same_alone(bench: Bench) -> None:
     assert torch.equal(whole[:2], other[:2]), "pictures depend on more than the first"
 
 
-class _Three(CFG):
-    """Guidance of three branches."""
-
-    @property
-    def branches(self) -> tuple[str, ...]:
-        return ("uncond", "cond", "aside")
-
-    def prompt(self, branch: str, prompt: str, negative: str | None) -> str | None:
-        return {"cond": prompt, "aside": "a lamp"}.get(branch, negative)
-
-    def __call__(self, preds: Mapping[str, Tensor], t: Tensor) -> Tensor:
-        return preds["uncond"] + 2 * (preds["cond"] - preds["uncond"]) + 0 * preds["aside"]
-
-
 def any_number_of_branches_and_any_size(bench: Bench) -> None:
     """One, two and three guidance branches; a batch of one; a picture that is not square."""
     concept, bb = bench.concept, bench.bb
-    one, two, three = (bench.make([PROMPT], concept, guidance=g) for g in (1.0, CFG(2.0), _Three(2.0)))
+    one, two, three = (bench.make([PROMPT], concept, guidance=g) for g in (1.0, CFG(2.0), Three(2.0)))
     assert one.shape == two.shape == three.shape, "shapes differ with the branches"
     # A third branch of weight 0 must change nothing but rounding: parts read rows, not halves of the batch.
     if not bb.distilled:
@@ -267,27 +239,10 @@ def works_beside_other_families(bench: Bench) -> None:
     """Beside a word, a low-rank part, a picture stream and sharing it runs and comes off exactly."""
     bb = bench.bb
     plain = predict(bb, prompt="a cat")
-    for other in _others(bb):
+    for other in others(bb):
         with bb.attach(bench.concept), bb.attach(other):
-            assert bool(torch.isfinite(predict(bb, branches=("uncond", "cond"))).all()), (
-                f"not finite beside {other!r}"
-            )
-        assert torch.equal(predict(bb, prompt="a cat"), plain), (
-            f"beside {other!r} it did not come off exactly"
-        )
-
-
-def _others(bb: Backbone) -> Iterator[Part]:
-    from fromfew.parts.image_stream import ImageStream
-    from fromfew.parts.share import ShareFirst
-    from fromfew.parts.word import Word
-
-    yield Word.learned(bb, "<other>", "dog", 2, generator(1)).requires_grad_(False)
-    yield lone(bb)
-    width = next(iter(bb.select("text.key").values())).in_features
-    tokens = torch.randn(1, 3, width, generator=generator(2))
-    yield ImageStream.of(bb, width, 3).holding(tokens, torch.zeros_like(tokens)).requires_grad_(False)
-    yield ShareFirst()
+            assert bool(torch.isfinite(predict(bb, branches=("uncond", "cond"))).all()), f"not finite beside {other!r}"
+        assert torch.equal(predict(bb, prompt="a cat"), plain), f"beside {other!r} it did not come off exactly"
 
 
 def ports_are_those_declared(bench: Bench) -> None:
@@ -312,9 +267,7 @@ def half_precision_works(bench: Bench) -> None:
         bb.to(dtype=torch.float32)
         for name, module in bb.modules_().items():
             module.load_state_dict(kept[name])
-    assert kinds == {name: value.dtype for name, value in _numbers(concept).items()}, (
-        "a part changed its format"
-    )
+    assert kinds == {name: value.dtype for name, value in _numbers(concept).items()}, "a part changed its format"
 
 
 def checkpointing_gives_the_same_gradients(bench: Bench) -> None:
@@ -351,9 +304,7 @@ def what_does_not_suit_is_refused_first(bench: Bench) -> None:
     """Too few photos, or a concept of another base, are refused with a reason before any work."""
     if bench.method.card()["photos"][0] > 0:
         none = replace(few_photos(1), photos=())
-        assert "photo" in _refusal(lambda: bench.method.learn(bench.bb, none)), (
-            "no photos at all: no such reason"
-        )
+        assert "photo" in _refusal(lambda: bench.method.learn(bench.bb, none)), "no photos at all: no such reason"
     if any("/" in name for name in bench.concept.parts.state_dict()):
         from fromfew.testing.tiny import tiny
 

@@ -90,9 +90,7 @@ def _with_weights(method: Encoded, bb: Backbone, folder: Path) -> Encoded:
     return method
 
 
-def predict(
-    bb: Backbone, *, rows: int = 2, prompt: str = PROMPT, branches: tuple[str, ...] = ("cond",)
-) -> Tensor:
+def predict(bb: Backbone, *, rows: int = 2, prompt: str = PROMPT, branches: tuple[str, ...] = ("cond",)) -> Tensor:
     """One prediction at fixed noise: the shortest look at what is attached."""
     rng = torch.Generator().manual_seed(3)
     image = torch.arange(rows, device=bb.device)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fromfew.backbones.base import Backbone
 from fromfew.concept import _class_of
 from fromfew.fit import generator
+from fromfew.guidance import CFG
 from fromfew.ports.part import Part
 from fromfew.testing.contract import Skip, predict
 
-__all__ = ["PART_CHECKS", "lone", "state_of"]
+__all__ = ["PART_CHECKS", "Three", "lone", "others", "state_of"]
 
 
 def state_of(bb: Backbone) -> dict[str, Any]:
@@ -24,9 +26,7 @@ def state_of(bb: Backbone) -> dict[str, Any]:
     modules = [m for root in bb.modules_().values() for m in root.modules()]
     return {
         "a tensor": bb.fingerprint(afresh=True),
-        "the hooks": [
-            (len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in m.__dict__) for m in modules
-        ],
+        "the hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in m.__dict__) for m in modules],
         "an attribute": [sorted(m.__dict__) for m in modules],
         "requires_grad": [p.requires_grad for m in bb.modules_().values() for p in m.parameters()],
         "a gradient": [p.grad is None for m in bb.modules_().values() for p in m.parameters()],
@@ -46,6 +46,37 @@ def lone(bb: Backbone) -> Part:
     for value in part.up.values():
         value.data.fill_(0.05)
     return part.requires_grad_(False)
+
+
+class Three(CFG):
+    """Guidance of three branches."""
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The three."""
+        return ("uncond", "cond", "aside")
+
+    def prompt(self, branch: str, prompt: str, negative: str | None) -> str | None:
+        """The third reads of a lamp."""
+        return {"cond": prompt, "aside": "a lamp"}.get(branch, negative)
+
+    def __call__(self, preds: Mapping[str, Tensor], t: Tensor) -> Tensor:
+        """The third weighs nothing."""
+        return preds["uncond"] + 2 * (preds["cond"] - preds["uncond"]) + 0 * preds["aside"]
+
+
+def others(bb: Backbone) -> Iterator[Part]:
+    """One part of each other family."""
+    from fromfew.parts.image_stream import ImageStream
+    from fromfew.parts.share import ShareFirst
+    from fromfew.parts.word import Word
+
+    yield Word.learned(bb, "<other>", "dog", 2, generator(1)).requires_grad_(False)
+    yield lone(bb)
+    width = next(iter(bb.select("text.key").values())).in_features
+    tokens = torch.randn(1, 3, width, generator=generator(2))
+    yield ImageStream.of(bb, width, 3).holding(tokens, torch.zeros_like(tokens)).requires_grad_(False)
+    yield ShareFirst()
 
 
 def part_detaches_exactly(part: Part, bb: Backbone, acts: bool, prompt: str) -> None:

@@ -1,0 +1,164 @@
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import fromfew
+from fromfew.errors import FromfewError
+from fromfew.method import Free, Learner, Tuned, cards, find, names
+from fromfew.recipes import RECIPES, recipe
+from fromfew.registry import GROUP
+from fromfew.testing.contract import few_photos
+from fromfew.testing.tiny import tiny
+
+SIX = {"custom-diffusion", "dreambooth", "ip-adapter", "lora", "style-aligned", "textual-inversion"}
+
+
+def test_the_six_methods_of_three_kinds_are_there():
+    assert set(names()) >= SIX
+    assert {card["kind"] for card in cards().values()} == {"tuned", "encoded", "free"}
+
+
+@pytest.mark.parametrize("name", sorted(SIX))
+def test_a_method_is_found_by_its_name(name):
+    method = find(name)
+    assert issubclass(method, Learner)
+    assert method.name() == name
+    assert method is find(name.replace("-", "_"))
+    assert dict(method.card()) == cards()[name]
+
+
+def test_an_unknown_name_answers_with_the_nearest():
+    with pytest.raises(FromfewError, match="'style-aligned'"):
+        find("style-align")
+
+
+def test_listing_methods_imports_no_torch():
+    code = "import sys; from fromfew.registry import cards; cards(); print('torch' in sys.modules)"
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert seen.stdout.strip() == "False"
+    code = "import sys; from fromfew.method import find; find('lora'); print('torch' in sys.modules)"
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert seen.stdout.strip() == "False"
+
+
+def test_methods_of_other_packages_are_found_and_cannot_replace_ours(tmp_path, monkeypatch):
+    (tmp_path / "outside.py").write_text(
+        textwrap.dedent('''
+        from dataclasses import dataclass
+        from fromfew.method import Free
+        CARD = {"title": "Nothing", "kind": "free", "photos": (0, 1), "ports": ()}
+
+        @dataclass(frozen=True, kw_only=True)
+        class Nothing(Free):
+            """Adds nothing."""
+
+            def parts(self, bb, refs):
+                from fromfew.ports.part import Parts
+                return Parts()
+        ''')
+    )
+    info = tmp_path / "outside-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{GROUP}]\nnothing = outside\nlora = outside\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "nothing" in names()
+    assert cards()["nothing"]["title"] == "Nothing"
+    assert issubclass(find("nothing"), Free)
+    assert find("lora").__module__ == "fromfew.methods.lora"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"steps": 0},
+        {"lr": -1.0},
+        {"batch": 0},
+        {"prior": -0.5},
+        {"modifier": "letters"},
+        {"schedule": "steep"},
+        {"modifier": "text"},
+        {"rank": 0},
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(settings):
+    with pytest.raises(FromfewError):
+        find("lora")(**settings)
+
+
+def test_an_unknown_setting_answers_with_the_nearest():
+    with pytest.raises(FromfewError, match="'rank'"):
+        find("lora").of({"ranks": 3})
+
+
+def test_open_settings_are_filled_in_by_the_base_and_given_ones_kept():
+    bb = tiny("sd15")
+    method = find("lora")(lr=0.5).resolved(bb)
+    assert method.lr == 0.5
+    assert method.steps == recipe("lora", bb.name)["steps"]
+    assert recipe("lora", "world")["steps"] == RECIPES["world"]["lora"]["steps"]
+
+
+@pytest.mark.parametrize("name", sorted(SIX))
+def test_every_open_setting_has_a_recipe_on_every_base(name):
+    from dataclasses import fields
+
+    by_choice = {"text", "alpha", "weights", "prompt"}
+    usual = recipe(name, "some-base")
+    for one in fields(find(name)):
+        assert one.default is not None or one.name in usual or one.name in by_choice, one.name
+
+
+def test_pictures_of_the_plain_noun_need_a_noun():
+    from fromfew.references import References
+
+    refs = few_photos()
+    bare = References.of(*(p.image for p in refs.photos), captions=["a <v> thing"] * 3)
+    with pytest.raises(FromfewError, match="--noun"):
+        find("dreambooth")(steps=1, batch=1, lr=1e-3).learn(tiny("sd15"), bare)
+
+
+def test_no_photos_are_refused_before_any_work():
+    for name in ("lora", "ip-adapter"):
+        with pytest.raises(FromfewError, match="photos"):
+            find(name)().learn(tiny("sd15"), None)
+
+
+def test_learn_takes_a_name_or_a_method():
+    bb, refs = tiny("sd15"), few_photos()
+    one = fromfew.learn(refs, method="textual-inversion", base=bb, steps=1, batch=1, lr=1e-2)
+    two = fromfew.learn(refs, method=find("textual-inversion")(steps=1, batch=1, lr=1e-2), base=bb)
+    assert one.card.settings == two.card.settings
+    with pytest.raises(FromfewError, match="Unknown setting"):
+        fromfew.learn(refs, method="lora", base=bb, step=3)
+    with pytest.raises(FromfewError, match="settings"):
+        fromfew.learn(refs, method=find("lora")(), base=bb, steps=3)
+
+
+def test_methods_import_no_methods_and_ask_no_family():
+    from pathlib import Path
+
+    folder = Path(fromfew.__file__).parent / "methods"
+    for file in folder.glob("*.py"):
+        text = file.read_text()
+        assert "fromfew.methods" not in text, file.name
+        assert ".family" not in text, file.name
+        assert len(text.splitlines()) <= 120, file.name
+
+
+def test_every_setting_of_every_method_has_help():
+    import ast
+    import inspect
+
+    for name in names():
+        method = find(name)
+        for cls in method.__mro__:
+            if cls.__module__.startswith("fromfew") and cls is not Learner:
+                body = ast.parse(inspect.getsource(cls)).body[0].body
+                for here, after in zip(body, [*body[1:], None], strict=True):
+                    if isinstance(here, ast.AnnAssign):
+                        told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                        assert told, f"{name}.{here.target.id}"
+    assert issubclass(find("lora"), Tuned)

@@ -25,9 +25,7 @@ ENV = {**os.environ, "PYTHONPATH": str(Path(fromfew.__file__).parents[1]), "OMP_
 def photos(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     for number in range(3):
-        Image.linear_gradient("L").rotate(30 * number).resize((80, 60)).convert("RGB").save(
-            folder / f"{number}.png"
-        )
+        Image.linear_gradient("L").rotate(30 * number).resize((80, 60)).convert("RGB").save(folder / f"{number}.png")
     return folder
 
 
@@ -63,9 +61,7 @@ def test_help_and_version_answer_at_once_and_name_every_verb(capsys):
     assert main([]) == 2
 
 
-@pytest.mark.parametrize(
-    "argv", [["--help"], ["methods"], ["show", "lora"], ["learn", "--help"], ["make", "--help"]]
-)
+@pytest.mark.parametrize("argv", [["--help"], ["methods"], ["show", "lora"], ["learn", "--help"], ["make", "--help"]])
 def test_what_needs_no_model_imports_no_torch(argv):
     code = f"import sys\nfrom fromfew.cli import main\nmain({argv})\nheavy = ['torch', 'diffusers', 'numpy']"
     code += "\nsys.stderr.write(' '.join(name for name in heavy if name in sys.modules))"
@@ -144,10 +140,7 @@ def test_a_picture_of_a_changed_concept_is_not_repeated(photos, tmp_path, capsys
 
 
 def test_a_concept_that_no_prompt_calls_is_remarked(concept, tmp_path, capsys):
-    assert (
-        main(["make", "a cat", "--with", str(concept), "-n", "1", "--steps", "1", "--out", str(tmp_path)])
-        == 0
-    )
+    assert main(["make", "a cat", "--with", str(concept), "-n", "1", "--steps", "1", "--out", str(tmp_path)]) == 0
     assert "No prompt calls <rex>" in capsys.readouterr().err
 
 
@@ -158,9 +151,7 @@ def test_concepts_methods_and_pictures_can_be_shown(concept, tmp_path, capsys):
     assert main(["show", str(concept)]) == 0
     assert "<rex> cat" in capsys.readouterr().out
     assert main(["show", "lora", "--json"]) == 0
-    assert {"name": "rank", "kind": "int"}.items() <= json.loads(capsys.readouterr().out)["settings"][
-        -5
-    ].items()
+    assert {"name": "rank", "kind": "int"}.items() <= json.loads(capsys.readouterr().out)["settings"][-5].items()
 
 
 def test_methods_are_listed_for_people_and_machines(capsys):
@@ -294,9 +285,7 @@ def test_kills_at_any_moment_do_not_change_a_bit(photos, tmp_path):
     again = words(photos, out, "--steps", "40", "--no-preview", "--resume")
     chance, status = random.Random(0), -signal.SIGKILL
     for _ in range(100):
-        run = subprocess.Popen(
-            [sys.executable, "-c", KILLED, "-1", *again], env=ENV, stderr=subprocess.DEVNULL
-        )
+        run = subprocess.Popen([sys.executable, "-c", KILLED, "-1", *again], env=ENV, stderr=subprocess.DEVNULL)
         time.sleep(chance.uniform(1, 6))
         run.kill()
         status = run.wait()
@@ -332,3 +321,18 @@ def test_times_are_told_as_people_tell_them():
         "59 min 59 s",
         "2 h 1 min",
     ]
+
+
+def test_the_documentation_names_every_verb_and_flag():
+    from fromfew.commands import learn, make
+
+    page = (Path(fromfew.__file__).parents[1] / "docs" / "cli.md").read_text()
+    parsers = [learn._parser("lora", "world", cards()["lora"])[0], make._parser()]
+    flags = {
+        flag
+        for parser in parsers
+        for action in parser._actions
+        for flag in action.option_strings
+        if flag.startswith("--") and not action.dest.startswith("setting_") and flag != "--help"
+    }
+    assert [name for name in [*VERBS, *flags] if f"`{name}`" not in page] == []

@@ -26,10 +26,12 @@ class Want:
     style: str | None = None
     colour: str | None = None
     relation: str | None = None
+    things: tuple[str, ...] = ()
+    """What a detector of photographs is to look for."""
 
     def known(self) -> dict[str, str]:
-        """Only what is asked for."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        """Only the factors that are asked for."""
+        return {name: value for name, value in vars(self).items() if value is not None and name != "things"}
 
 
 @dataclass(frozen=True, eq=False)

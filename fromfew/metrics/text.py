@@ -64,7 +64,7 @@ class GroundingObjects(Metric):
         values = self._nothing(case)
         for i in range(len(case)):
             want = case.wants[i] if case.wants else Want(object=case.noun)
-            things = [thing for thing in (want.object, want.second) if thing]
+            things = want.things or [thing for thing in (want.object, want.second) if thing]
             if things:
                 values[i] = self.detector.find(case.images[i : i + 1], things).mean()
         return values

@@ -1,0 +1,328 @@
+"""The run: every contestant learns every subject with every seed, draws the prompts, and is scored."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fromfew.bench.contestants import Contestant, Drawing, Ready, pictures_of
+from fromfew.bench.gallery import Gallery
+from fromfew.bench.meter import Meter
+from fromfew.bench.records import append, claimed, key_of, prepare, read
+from fromfew.bench.task import Subject, Task
+from fromfew.errors import FromfewError
+from fromfew.metrics.base import Case, score
+
+if TYPE_CHECKING:
+    from fromfew.backbones.base import Backbone
+    from fromfew.metrics.suites import Suite
+
+__all__ = ["Cell", "Plan", "Summary", "bench"]
+
+SCHEMA = 1
+_CHUNK = 16
+_WAIT = 1.0
+
+Watch = Callable[..., object]
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """The unit of work, and of a record: one contestant, one subject, one seed."""
+
+    task: Task
+    subject: Subject
+    contestant: Contestant
+    seed: int
+    key: str
+    shelf: str
+    """Folder of its pictures, and of the concept, under those of the run."""
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.contestant.label} on {self.subject.name} ({self.task.name}), seed {self.seed}"
+
+    def wanted(self) -> list[Drawing]:
+        """Every picture of the prompts."""
+        count = self.task.images
+        numbers = range(len(self.subject.prompts) * count)
+        return [Drawing(self.subject, n, n // count, self.seed) for n in numbers]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a run consists of."""
+
+    bb: Backbone
+    tasks: Sequence[Task]
+    contestants: Sequence[Contestant]
+    seeds: Sequence[int]
+    suites: Mapping[str, Suite]
+    """Metrics by the name that tasks give them."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of drawing."""
+
+    def cells(self) -> list[Cell]:
+        """In an order that gives every contestant its turn early: a budget cuts all alike."""
+        return [
+            self._cell(task, subject, one, seed)
+            for seed in self.seeds
+            for task in self.tasks
+            for subject in task.subjects
+            for one in self.contestants
+        ]
+
+    def _cell(self, task: Task, subject: Subject, one: Contestant, seed: int) -> Cell:
+        learned = {"method": one.name, "settings": one.resolved(self.bb), "base": self.bb.fingerprint()}
+        drawn = learned | {
+            "task": [task.name, task.version, task.images, task.prior],
+            "prompts": [[prompt.say, prompt.plain] for prompt in subject.prompts],
+            "options": dict(self.options),
+        }
+        scored = {**drawn, "subject": subject.name, "seed": seed, "metrics": self.suites[task.suite].about()}
+        shelf = f"{_file(one.name)}-{key_of(learned)[:6]}"
+        where = f"{shelf}/{_file(task.name)}-{key_of(drawn)[:6]}/{_file(subject.name)}-{seed}"
+        return Cell(task, subject, one, seed, key_of({**scored, "schema": SCHEMA}), where)
+
+
+@dataclass
+class Summary:
+    """How a run ended."""
+
+    done: int = 0
+    """Cells finished by this process."""
+    before: int = 0
+    """Cells that were finished already."""
+    failed: int = 0
+    refused: int = 0
+    left: int = 0
+    """Cells the budget left undone."""
+
+
+def bench(
+    plan: Plan, out: Path, *, budget: float | None = None, retry: bool = False, watch: Watch | None = None
+) -> Summary:
+    """Do every cell that has no record yet; what was learned and drawn before a kill is used again.
+
+    Args:
+        plan: what to do.
+        out: folder of the records; several processes may share it.
+        budget: minutes after which no further cell is begun.
+        retry: whether to do failed cells once more.
+        watch: called as ``watch(done, total, note)``.
+    """
+    prepare(out)
+    cells, summary = plan.cells(), Summary()
+    began = time.monotonic()
+    summary.before = len(_done(out, retry) & {cell.key for cell in cells})
+    tried: set[str] = set()
+    while True:
+        busy = False
+        done = _done(out, retry) | tried
+        for number, cell in enumerate(cells):
+            if cell.key in done:
+                continue
+            if budget is not None and time.monotonic() - began > budget * 60:
+                summary.left = len({c.key for c in cells} - _done(out, False) - tried)
+                _sets(plan, out, cells)
+                return summary
+            with claimed(out, cell.key) as mine:
+                # Another process may have finished it since the records were read.
+                if not mine or cell.key in _done(out, retry):
+                    busy = busy or not mine
+                    continue
+                ticks = _inner(watch, number, len(cells), cell)
+                _count(summary, _do(plan, out, cell, ticks))
+                tried.add(cell.key)
+        if not busy:
+            break
+        time.sleep(_WAIT)
+    if watch is not None:
+        watch(len(cells), len(cells), "")
+    _sets(plan, out, cells)
+    return summary
+
+
+def _done(out: Path, retry: bool) -> set[str]:
+    return {one["key"] for one in read(out) if not (retry and one["kind"] == "failed")}
+
+
+def _count(summary: Summary, kind: str) -> None:
+    name = {"cell": "done"}.get(kind, kind)
+    setattr(summary, name, getattr(summary, name) + 1)
+
+
+def _inner(watch: Watch | None, number: int, total: int, cell: Cell) -> Watch:
+    """Progress of learning, as a note to the progress of the run."""
+
+    def tick(done: int, of: int, note: str = "") -> None:
+        if watch is not None:
+            watch(number, total, f"{cell.title}: {done}/{of}")
+
+    tick(0, 1)
+    return tick
+
+
+def _do(plan: Plan, out: Path, cell: Cell, watch: Watch) -> str:
+    """One cell, to its record; returns the record's kind."""
+    about = _about(plan, cell)
+    reasons = cell.contestant.suits(plan.bb, cell.task.role, cell.subject)
+    if reasons:
+        append(out, {**about, "kind": "refused", "why": "; ".join(reasons)})
+        return "refused"
+    try:
+        told = _measured(plan, out, cell, watch)
+    except (FromfewError, RuntimeError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {str(error).strip()[:400]}"
+        append(out, {**about, "kind": "failed", "why": why})
+        return "failed"
+    append(out, {**about, "kind": "cell", **told})
+    return "cell"
+
+
+def _about(plan: Plan, cell: Cell) -> dict[str, Any]:
+    from fromfew.concept import versions
+
+    return {
+        "schema": SCHEMA,
+        "key": cell.key,
+        "method": cell.contestant.label,
+        "settings": cell.contestant.resolved(plan.bb),
+        "task": f"{cell.task.name} v{cell.task.version}",
+        "subject": cell.subject.name,
+        "seed": cell.seed,
+        "base": {"name": plan.bb.name, "fingerprint": plan.bb.fingerprint()},
+        "options": dict(plan.options),
+        "versions": versions(),
+        "machine": f"{platform.machine()} {plan.bb.device}",
+    }
+
+
+def _measured(plan: Plan, out: Path, cell: Cell, watch: Watch) -> dict[str, Any]:
+    """Learn, draw, score."""
+    meter, gallery = Meter(), Gallery(out / "pictures" / cell.shelf)
+    shelf = out / "concepts" / cell.shelf.partition("/")[0]
+    with meter.of("learn"):
+        ready = cell.contestant.learn(plan.bb, cell.subject, seed=cell.seed, folder=shelf, watch=watch)
+    with meter.of("draw"):
+        wanted = cell.wanted()
+        for some in _missing(ready, wanted, gallery):
+            gallery.save({d.number: picture for d, picture in zip(some, ready.draw(some), strict=True)})
+        prior = _prior(ready, cell, gallery)
+    with meter.of("score"):
+        suite = plan.suites[cell.task.suite]
+        case = _case(cell, gallery.load([one.number for one in wanted]))
+        scores = {
+            name: values
+            for name, values in score(case, suite.metrics).items()
+            if any(value is not None for value in values)
+        }
+        drift = suite.prior_drift(prior, case.photos) if prior is not None else []
+    about = suite.about()
+    return {
+        "prompts": [prompt.without(cell.subject.nouns) for prompt in cell.subject.prompts],
+        "images": cell.task.images,
+        "scores": scores | ({"prior-drift": drift} if drift else {}),
+        "metrics": {name: about[name] for name in (*scores, *(["prior-drift"] if drift else []))},
+        "seconds": meter.seconds,
+        "memory": meter.peak(),
+        "bytes": ready.bytes,
+        "learned": ready.learned,
+        "pictures": cell.shelf,
+    }
+
+
+def _missing(ready: Ready, wanted: Sequence[Drawing], gallery: Gallery) -> Iterator[list[Drawing]]:
+    """What is still to be drawn, in portions that a kill loses one of."""
+    missing = [one for one in wanted if not gallery.has(one.number)]
+    if missing and ready.together:
+        yield list(wanted)  # pictures that look at each other are drawn in one go
+        return
+    for i in range(0, len(missing), _CHUNK):
+        yield missing[i : i + _CHUNK]
+
+
+def _prior(ready: Ready, cell: Cell, gallery: Gallery) -> Tensor | None:
+    """Pictures of the plain noun, drawn or found."""
+    from fromfew.bench.contestants import PRIOR_FROM
+
+    numbers = [PRIOR_FROM + i for i in range(cell.task.prior)]
+    if not numbers:
+        return None
+    if not all(gallery.has(number) for number in numbers):
+        drawn = ready.prior(len(numbers), cell.seed)
+        if drawn is None:
+            return None
+        gallery.save(dict(zip(numbers, drawn, strict=True)))
+    return gallery.load(numbers)
+
+
+def _case(cell: Cell, images: Tensor) -> Case:
+    """The pictures with everything they are compared with."""
+    subject, side = cell.subject, images.shape[-1]
+    photos, masks = _joined([pictures_of(part.load("<v>"), side) for part in subject.parts])
+    helds = [pictures_of(part.held(), side) for part in subject.parts if part.held is not None]
+    order = [one.prompt for one in cell.wanted()]
+    said = [prompt.without(subject.nouns) for prompt in subject.prompts]
+    wants = [prompt.want for prompt in subject.prompts]
+    asked = any(want.known() or want.things for want in wants)
+    return Case(
+        images,
+        tuple(said[i] for i in order),
+        photos,
+        masks=masks,
+        held=_joined(helds)[0] if helds else None,
+        wants=tuple(wants[i] for i in order) if asked else (),
+        group=tuple(order),
+        noun=subject.nouns[0],
+        role=cell.task.role,
+    )
+
+
+def _joined(sets: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    masks = [mask for _, mask in sets if mask is not None]
+    photos = torch.cat([images for images, _ in sets])
+    return photos, torch.cat(masks) if len(masks) == len(sets) else None
+
+
+def _sets(plan: Plan, out: Path, cells: Sequence[Cell]) -> None:
+    """Distances between all pictures of a contestant and the real ones: once all its cells are there."""
+    records = {one["key"]: one for one in read(out)}
+    for task in plan.tasks:
+        suite = plan.suites[task.suite]
+        for one in plan.contestants:
+            mine = [c for c in cells if c.task is task and c.contestant is one]
+            found = [records.get(cell.key, {}) for cell in mine]
+            keys = [cell.key for cell in mine]
+            key = key_of({"sets": keys})
+            if key in records or not mine or not all(r.get("kind") == "cell" for r in found):
+                continue
+            made = _all(out, mine)
+            real = torch.cat([_case_photos(cell, made.shape[-1]) for cell in mine])
+            if min(len(made), len(real)) < 2:
+                continue
+            told = {"key": key, "kind": "set", "method": one.label, "task": f"{task.name} v{task.version}"}
+            append(out, {**told, "count": [len(made), len(real)], "sets": suite.between(made, real)})
+
+
+def _all(out: Path, cells: Sequence[Cell]) -> Tensor:
+    galleries = [(Gallery(out / "pictures" / cell.shelf), cell) for cell in cells]
+    return torch.cat([g.load([one.number for one in cell.wanted()]) for g, cell in galleries])
+
+
+def _case_photos(cell: Cell, side: int) -> Tensor:
+    """Photos of a cell's subject that were not learned from, or else those that were."""
+    parts = cell.subject.parts
+    return torch.cat([pictures_of(p.held() if p.held else p.load("<v>"), side)[0] for p in parts])
+
+
+def _file(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)

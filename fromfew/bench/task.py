@@ -1,0 +1,188 @@
+"""Tasks: subjects, the photos to learn them from, and what is to be drawn of them; plain data in TOML files."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fromfew.errors import FromfewError, unknown
+from fromfew.metrics.base import Want, plain_prompt
+
+if TYPE_CHECKING:
+    from fromfew.references import References, Role
+
+__all__ = ["Prompt", "Single", "Subject", "Task", "open_task", "shipped"]
+
+_FOLDER = Path(__file__).with_name("tasks")
+_FACTORS = ("object", "second", "context", "style", "colour", "relation")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is to be drawn; ``{}`` (or ``{0}``, ``{1}``) is where a subject's words go."""
+
+    say: str
+    plain: str | None = None
+    """The prompt without any subject, where leaving out its word is not enough (styles)."""
+    want: Want = field(default_factory=Want)
+
+    def filled(self, words: Sequence[str]) -> str:
+        """The prompt with the subjects' words in."""
+        text = self.say
+        for i, word in enumerate(words):
+            text = text.replace("{" + str(i) + "}", word)
+        return text.replace("{}", words[0])
+
+    def without(self, nouns: Sequence[str]) -> str:
+        """The prompt in plain words: what the base is asked, and what text metrics read."""
+        return self.plain if self.plain is not None else plain_prompt(self.filled(nouns))
+
+
+@dataclass(frozen=True, eq=False)
+class Single:
+    """One thing to learn: where its photos are and what it is called."""
+
+    name: str
+    noun: str
+    load: Callable[[str], References]
+    """Placeholder to the photos, with masks where there are any."""
+    held: Callable[[], References] | None = None
+    """Photos of it that are not learned from."""
+    truth: str | None = None
+    """Its name in the world."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One or two things that are drawn together, and the prompts for them."""
+
+    name: str
+    parts: tuple[Single, ...]
+    prompts: tuple[Prompt, ...]
+
+    @property
+    def nouns(self) -> tuple[str, ...]:
+        """The class nouns."""
+        return tuple(part.noun for part in self.parts)
+
+    def placeholder(self, part: int) -> str:
+        """What stands for a part in prompts."""
+        return "<v>" if len(self.parts) == 1 else f"<v{part + 1}>"
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A named, versioned set of subjects and prompts."""
+
+    name: str
+    version: int
+    licence: str
+    role: Role
+    suite: str
+    """Which metrics: "world" or "photos"."""
+    subjects: tuple[Subject, ...]
+    images: int = 1
+    """Pictures of every prompt."""
+    prior: int = 2
+    """Pictures of the plain noun, for prior drift."""
+    problems: tuple[str, ...] = ()
+    """What is missing in a folder of photos."""
+    about: str = ""
+
+    def only(self, subjects: int | None = None, prompts: int | None = None, images: int | None = None) -> Task:
+        """A smaller task of the first subjects and prompts, or with other numbers of pictures."""
+        kept = tuple(replace(one, prompts=one.prompts[:prompts]) for one in self.subjects[:subjects])
+        return replace(self, subjects=kept, images=images or self.images)
+
+
+def shipped() -> list[str]:
+    """Names of the tasks that come with fromfew; those of photographs need a folder."""
+    return sorted(path.stem.replace("-", "/", 1) for path in _FOLDER.glob("*.toml"))
+
+
+def open_task(name: str, folder: Path | None = None) -> Task:
+    """A task by its name.
+
+    Args:
+        name: such as ``world/objects`` or ``photos/dreambooth``.
+        folder: where the published photos are, for tasks of photographs.
+
+    Raises:
+        FromfewError: There is no such task, or its photos are not where they should be.
+    """
+    if name not in shipped():
+        raise unknown("task", name, shipped())
+    about = tomllib.loads((_FOLDER / f"{name.replace('/', '-')}.toml").read_text(encoding="utf-8"))
+    if about["suite"] == "world":
+        return _world(about)
+    if folder is None:
+        raise FromfewError(
+            f"'{name}' is about photographs, which are not shipped: {about['needs']} Give its folder with --data."
+        )
+    if not folder.is_dir():
+        raise FromfewError(f"There is no folder '{folder}'.")
+    from fromfew.bench.readers import READERS
+
+    subjects, problems = READERS[about["reader"]](folder, about)
+    if not subjects:
+        told = "\n".join(f"  {line}" for line in problems[:12])
+        raise FromfewError(f"'{folder}' does not hold '{name}': {about['needs']}\n{told}")
+    return replace(_head(about), subjects=tuple(subjects), problems=tuple(problems))
+
+
+def _head(about: Mapping[str, Any]) -> Task:
+    known = {"name", "version", "licence", "role", "suite", "images", "prior", "about"}
+    return Task(subjects=(), **{key: value for key, value in about.items() if key in known})
+
+
+def _world(about: Mapping[str, Any]) -> Task:
+    """A task of the synthetic world: pictures are drawn, nothing is read."""
+    photos = int(about.get("photos", 5))
+    subjects = []
+    for entry in about["subjects"]:
+        names = [entry] if isinstance(entry, str) else list(entry)
+        parts = tuple(_world_single(name, photos) for name in names)
+        prompts = tuple(_world_prompt(one, parts, about["role"]) for one in about["prompts"])
+        subjects.append(Subject(" + ".join(names), parts, prompts))
+    return replace(_head(about), subjects=tuple(subjects))
+
+
+def _world_single(name: str, photos: int) -> Single:
+    from fromfew.world.cli import noun_of
+
+    def load(placeholder: str) -> References:
+        from fromfew.world.reference import references
+
+        return references(name, n=photos, placeholder=placeholder, masks=True)
+
+    def held() -> References:
+        from fromfew.world.reference import references
+
+        return references(name, n=photos, seed=1, masks=True)
+
+    return Single(name, noun_of(name), load, held, truth=name)
+
+
+def _world_prompt(one: Mapping[str, Any], parts: Sequence[Single], role: str) -> Prompt:
+    asked = {key: value for key, value in one.items() if key in _FACTORS}
+    first = parts[0].truth
+    if role == "style":
+        asked["style"] = first
+    elif role == "subject":
+        asked["object"] = first
+        if len(parts) > 1:
+            asked["second"] = parts[1].truth
+    return Prompt(one["say"], one.get("plain"), Want(**asked))
+
+
+def slotted(text: str, noun: str) -> str:
+    """A prompt in bare words with ``{}`` in place of its noun; the prompt itself if it has no such word.
+
+    >>> slotted("a chair and cat sitting on it", "cat")
+    'a chair and {} sitting on it'
+    """
+    return re.sub(rf"(?<!\w){re.escape(noun)}(?!\w)", "{}", text, count=1, flags=re.IGNORECASE)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["History", "Stage", "Step", "Term", "Watch", "fit", "generator", "look"]
 
 Watch = Callable[..., object]
-"""Called after every step with (steps done, steps in all, a note such as "loss 0.123")."""
+"""Called after every step with (steps done, steps in all, a note such as "loss 0.123"); "stop" ends the stage."""
 
 
 @dataclass(eq=False)
@@ -160,8 +160,9 @@ def fit(
         try:
             for step in range(history.resumed, stage.steps):
                 history.losses.append(loop.step(step))
-                if watch is not None:
-                    watch(step + 1, stage.steps, f"loss {history.losses[-1]:.3f}")
+                note = f"loss {history.losses[-1]:.3f}"
+                if watch is not None and watch(step + 1, stage.steps, note) == "stop":
+                    break
                 if time.monotonic() - written > every:
                     keep()
                     written = time.monotonic()

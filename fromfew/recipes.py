@@ -17,14 +17,14 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "dreambooth": {"steps": 800, "batch": 1, "lr": 5e-6, "encoder_lr": 2e-6, "class_images": 200},
         "lora": {"steps": 500, "batch": 1, "lr": 1e-4, "encoder_lr": 1e-5, "class_images": 100, "rank": 8},
         "custom-diffusion": {"steps": 250, "batch": 4, "lr": 8e-5, "word_lr": 8e-5, "class_images": 200},
-        "ip-adapter": {"eye": "openai/clip-vit-large-patch14"},
+        "ip-adapter": {"eye": "h94/IP-Adapter:models/image_encoder", "tokens": 4, "plus": False},
     },
     "world": {
         "textual-inversion": {"steps": 150, "batch": 4, "lr": 2e-2},
         "dreambooth": {"steps": 80, "batch": 2, "lr": 1e-4, "encoder_lr": 2e-5, "class_images": 16},
         "lora": {"steps": 80, "batch": 4, "lr": 2e-3, "encoder_lr": 2e-4, "class_images": 16, "rank": 8},
         "custom-diffusion": {"steps": 100, "batch": 4, "lr": 1e-3, "word_lr": 5e-3, "class_images": 16},
-        "ip-adapter": {"eye": "world"},
+        "ip-adapter": {"eye": "world", "tokens": 8, "plus": True},
     },
 }
 

@@ -77,6 +77,16 @@ def test_watch_hears_of_every_step():
     assert history.seconds > 0
 
 
+def test_watch_can_end_a_stage_and_the_end_is_kept(tmp_path):
+    bb = tiny("sd15")
+    parts, kept = thin(bb), tmp_path / "stage.safetensors"
+    history = fit(
+        bb, parts, stage(bb, parts), rng=generator(0), watch=lambda done, *_: "stop" if done == 2 else None, resume=kept
+    )
+    assert len(history.losses) == 2
+    assert kept.exists()
+
+
 @pytest.mark.parametrize("at", [1, 3, 5])
 def test_a_run_stopped_at_any_step_goes_on_with_the_same_bits(at, tmp_path):
     bb = tiny("sd15")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -36,24 +35,33 @@ def open_eye(name: str, *, device: str = "cpu") -> Eye:
     """An image encoder by name.
 
     Args:
-        name: ``"world"`` (comes with fromfew), a folder, or a hub id of a CLIP vision model.
+        name: ``"world"`` (comes with fromfew); a folder with a CLIP image tower; or one's hub id, with the folder
+            inside the repository behind a colon where it has one.
         device: Where it runs.
 
     Raises:
         FromfewError: If there is none, or the hub cannot be reached and nothing is kept from it.
     """
+    if name == "world":
+        from fromfew.encoders.world import WorldEye
+
+        return WorldEye(device=device)
     from fromfew.encoders.clip import ClipEye
 
-    if name == "world":
-        return ClipEye(str(Path(__file__).parent.parent / "weights" / "eye"), device=device)
     return ClipEye(name, device=device)
 
 
 def squares(refs: References, size: int) -> Tensor:
-    """Every photo's middle square, ``[n, 3, size, size]`` in [-1, 1]."""
+    """Every photo's middle square, ``[n, 3, size, size]`` in [-1, 1]; grey outside its mask, if it has one."""
     import torch
+    from PIL import Image
     from PIL.ImageOps import fit
 
     from fromfew.data import picture_tensor
 
-    return torch.stack([picture_tensor(fit(photo.image, (size, size))) for photo in refs.photos])
+    seen = []
+    for photo in refs.photos:
+        grey = Image.new("RGB", photo.image.size, (128, 128, 128))
+        shown = photo.image if photo.mask is None else Image.composite(photo.image, grey, photo.mask)
+        seen.append(picture_tensor(fit(shown, (size, size))))
+    return torch.stack(seen)

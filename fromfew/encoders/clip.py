@@ -22,7 +22,7 @@ class ClipEye(Eye):
     """A ``CLIPVisionModelWithProjection`` (Radford et al., arXiv:2103.00020); read from safetensors only.
 
     Args:
-        where: A folder in transformers' layout, or a hub id.
+        where: A folder in transformers' layout, or a hub id (``id:folder`` for a folder inside).
         device: Where it runs.
 
     Raises:
@@ -71,7 +71,8 @@ def _load(where: str) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model = CLIPVisionModelWithProjection.from_pretrained(where, use_safetensors=True)
+        repository, _, inside = where.partition(":") if not Path(where).is_dir() else (where, "", "")
+        model = CLIPVisionModelWithProjection.from_pretrained(repository, subfolder=inside, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise FromfewError(
             f"The image encoder '{where}' cannot be opened: {str(error).splitlines()[0]} "

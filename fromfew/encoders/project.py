@@ -29,7 +29,10 @@ class _Block(nn.Module):
         self.to_q, self.to_kv = nn.Linear(width, width, bias=False), nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+            nn.LayerNorm(width),
+            nn.Linear(width, 4 * width, bias=False),
+            nn.GELU(),
+            nn.Linear(4 * width, width, bias=False),
         )
 
     def forward(self, x: Tensor, q: Tensor) -> Tensor:
@@ -41,9 +44,12 @@ class _Block(nn.Module):
 
 
 class Resampler(nn.Module):
-    """Learned queries that read all patches, block after block (as in Perceiver, arXiv:2103.03206)."""
+    """Learned queries that read all patches, block after block (IP-Adapter Plus, arXiv:2308.06721).
 
-    def __init__(self, wide: int, width: int, tokens: int, *, inner: int = 128, depth: int = 2, heads: int = 2) -> None:
+    The defaults give heads of 64 and four blocks, which is what other tools expect in a file.
+    """
+
+    def __init__(self, wide: int, width: int, tokens: int, *, inner: int = 128, depth: int = 4, heads: int = 2) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(1, tokens, inner) / inner**0.5)
         self.proj_in, self.blocks = (

@@ -50,10 +50,10 @@ class IPAdapter(Encoded):
     """Weight of the picture: 1 for the picture alone, about 0.5 together with a prompt."""
     eye: str | None = None
     """Frozen image encoder: world, a folder or a hub id; chosen for the base if left open."""
-    tokens: int = 4
-    """Tokens a picture becomes; as in the weights."""
-    plus: bool = False
-    """Whether all patches are read instead of one vector of the whole; as in the weights."""
+    tokens: int | None = None
+    """Tokens a picture becomes, as in the weights; chosen for the base if left open."""
+    plus: bool | None = None
+    """Whether all patches are read instead of one vector of the whole, as in the weights; chosen if left open."""
     drop: float = 0.05
     """Share of pre-training rows that see no picture, so that guidance has something to compare with."""
 
@@ -64,10 +64,10 @@ class IPAdapter(Encoded):
         from fromfew.encoders.project import Projector, Resampler
         from fromfew.parts.image_stream import ImageStream
 
-        _, seen = self._eye(bb)
+        (_, seen), tokens = self._eye(bb), self.tokens or 4
         width = next(iter(bb.select("text.key").values())).in_features
-        project = Resampler(seen, width, self.tokens) if self.plus else Projector(seen, width, self.tokens)
-        return nn.ModuleDict({"project": project, "stream": ImageStream.of(bb, width, self.tokens)})
+        project = Resampler(seen, width, tokens) if self.plus else Projector(seen, width, tokens)
+        return nn.ModuleDict({"project": project, "stream": ImageStream.of(bb, width, tokens)})
 
     def read(self, bb: Backbone, refs: References, modules: Any) -> Parts:
         """The photos' tokens, averaged, in the stream."""
@@ -93,7 +93,8 @@ class IPAdapter(Encoded):
 
         def attach(batch: Batch, rng: Generator) -> Parts:
             with torch.no_grad():
-                seen = self._eye(bb)[0](batch.images.to(bb.device))
+                shown = batch.images if batch.shown is None else batch.shown
+                seen = self._eye(bb)[0](shown.to(bb.device))
             keep = torch.rand(len(seen), generator=rng).to(seen.device) >= self.drop
             seen = torch.where(keep.view(-1, *[1] * (seen.dim() - 1)), seen, 0.0)
             tokens = modules["project"](seen)

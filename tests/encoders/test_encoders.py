@@ -53,3 +53,29 @@ def test_projections_give_tokens_of_the_width_asked_for(make):
     assert tokens.shape == (2, 4, 6)
     assert torch.allclose(tokens.mean(-1), torch.zeros(2, 4), atol=1e-5)
     assert not torch.allclose(tokens[0], tokens[1])
+
+
+def test_the_worlds_encoder_reads_its_weights_and_any_size(tmp_path):
+    from fromfew.encoders.world import WorldEye
+    from fromfew.io.tensors import write_tensors
+    from fromfew.world.eye import Eye as Network
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Network().eval()
+    write_tensors(tmp_path / "eye.safetensors", {name: value.half() for name, value in network.state_dict().items()})
+    eye = WorldEye(weights=tmp_path / "eye.safetensors")
+    images = torch.rand(2, 3, 128, 160, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    assert eye.pooled(images).shape == (2, eye.width)
+    assert eye.patches(images).shape == (2, 64, eye.patch_width)
+    small = torch.nn.functional.adaptive_avg_pool2d(images[..., 16:144], 64)
+    with torch.no_grad():
+        assert torch.allclose(eye.pooled(images), network(small).pooled, atol=0.05)
+    with pytest.raises(FromfewError, match="missing"):
+        WorldEye(weights=tmp_path / "nowhere")
+
+
+def test_squares_are_grey_outside_a_photos_mask():
+    seen = squares(few_photos(1, masks=True), 40)
+    assert abs(float(seen[0, :, 0, 0].mean())) < 0.01
+    assert not torch.equal(seen, squares(few_photos(1), 40))

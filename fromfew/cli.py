@@ -17,6 +17,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "make": ("fromfew.commands.make", "make pictures of concepts"),
     "methods": ("fromfew.commands.methods", "list the methods of learning"),
     "show": ("fromfew.commands.show", "show a concept, a method, or how a picture was made"),
+    "export": ("fromfew.commands.export", "write a concept as a file that other tools read"),
+    "import": ("fromfew.commands.import_", "make a concept of another tool's file"),
     "check": ("fromfew.commands.check", "check a method against its contract on tiny models"),
     "world": ("fromfew.world.cli", "draw scenes of the embedded toy world, export subjects' photos"),
     "pretrain": ("fromfew.pretrain.cli", "train the embedded base model, resumable"),

@@ -46,6 +46,8 @@ class Ready(ABC):
     """Size of what was learned."""
     learned: int = 0
     """How many numbers were learned."""
+    seconds: float = 0.0
+    """Time that learning took, also if it was found learned."""
     together: bool = False
     """Whether all pictures must be drawn in one go."""
 
@@ -115,6 +117,7 @@ class Drawer(Ready):
         self.bb, self.concepts, self.options = bb, list(concepts), dict(options)
         self.bytes = sum(one.card.bytes for one in concepts)
         self.learned = sum(one.card.learned for one in concepts)
+        self.seconds = sum(one.card.seconds for one in concepts)
         parts = [part for one in concepts for part in one.parts]
         self.together = any(getattr(part, "couples_images", False) for part in parts)
 

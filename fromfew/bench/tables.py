@@ -138,7 +138,6 @@ def _cost(cells: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     def mean(of: Callable[[Mapping[str, Any]], float]) -> float:
         return float(np.mean([of(cell) for cell in cells]))
 
-    # A cell that was resumed, or found its concept learned by another task, took no time to learn.
     learned = [cell["seconds"].get("learn", 0.0) for cell in cells]
     drawn = [c["seconds"].get("draw", 0.0) / (len(c["prompts"]) * c["images"]) for c in cells]
     return {

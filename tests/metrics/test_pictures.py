@@ -1,5 +1,7 @@
 """Metrics of pictures: networks with seeded weights, cases with known answers."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ class Flat(Reader):
     """Sees a picture as its pixels averaged to 2 x 2; reads three texts it knows."""
 
     name = "flat"
-    texts = {"a dog": [1.0] * 12, "a cat": [-1.0] * 12, "a half": [1.0] * 6 + [-1.0] * 6}
+    texts: ClassVar = {"a dog": [1.0] * 12, "a cat": [-1.0] * 12, "a half": [1.0] * 6 + [-1.0] * 6}
 
     def see(self, images):
         return F.normalize(F.adaptive_avg_pool2d(images, 2).flatten(1), dim=-1)

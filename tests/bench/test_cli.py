@@ -1,0 +1,45 @@
+"""The words of ``fromfew bench``."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fromfew.bench.cli import _methods, _settings, run
+from fromfew.errors import FromfewError
+
+
+def test_settings_are_read_as_python_would_and_need_a_method_that_takes_part():
+    found = _settings(["lora.steps=20", "lora.modifier=rare", "lora.masked=false"], ["lora"])
+    assert found == {"lora": {"steps": 20, "modifier": "rare", "masked": False}}
+    with pytest.raises(FromfewError, match=r"METHOD\.NAME=VALUE"):
+        _settings(["lora=20"], ["lora"])
+    with pytest.raises(FromfewError, match="Unknown method"):
+        _settings(["lore.steps=20"], ["lora"])
+
+
+def test_controls_always_take_part_unless_left_out():
+    assert _methods("lora", False) == ["lora", "base", "paste", "real"]
+    assert _methods("lora,base", True) == ["lora", "base"]
+    with pytest.raises(FromfewError, match="Did you mean 'lora'"):
+        _methods("loar", False)
+
+
+def test_the_tasks_are_listed_with_their_licences(capsys):
+    assert run(["tasks"]) == 0
+    told = capsys.readouterr().out
+    assert "world/objects v1" in told
+    assert told.count("licence:") == 14
+
+
+def test_a_folder_that_is_not_there_is_named():
+    with pytest.raises(FromfewError, match="no folder"):
+        run(["report", "nowhere"])
+
+
+def test_help_and_the_list_of_tasks_import_no_torch():
+    code = (
+        "import sys; from fromfew.bench.cli import _parser, run; _parser().format_help(); run(['tasks']); "
+        "assert 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

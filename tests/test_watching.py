@@ -1,0 +1,100 @@
+"""Learning that watches itself: deterministic, without side effects, stopping by rules worked out by hand."""
+
+import pytest
+import torch
+
+from fromfew.errors import FromfewError
+from fromfew.method import find
+from fromfew.testing.tiny import tiny
+from fromfew.watching import Look, Watcher, settled, split
+from fromfew.world.reference import references
+
+
+@pytest.fixture(scope="module")
+def bb():
+    return tiny("sd15")
+
+
+def refs(n=2):
+    return references("raccoon", n=n)
+
+
+def learn(bb, watch=None, **settings):
+    chosen = {"steps": 6, "batch": 1, "lr": 0.05, "views": 1} | settings
+    return find("textual-inversion").of(chosen).learn(bb, refs(), seed=1, watch=watch)
+
+
+def test_four_photos_or_more_give_one_up_to_be_watched_and_fewer_are_mirrored():
+    learned, held = split(refs(5))
+    assert (len(learned), len(held)) == (4, 1)
+    assert not set(learned.hashes) & set(held.hashes)
+    learned, held = split(refs(2))
+    assert (len(learned), len(held)) == (2, 2)
+    assert held.photos[0].image.tobytes() != learned.photos[0].image.tobytes()
+
+
+def test_the_dvar_rule_fires_at_the_first_step_worked_out_by_hand():
+    losses = [1.0] + [0.1] * 20
+    fired = [n for n in range(1, 21) if settled(losses[:n], window=4, ratio=0.15)]
+    assert fired[0] == 5  # four equal values after the drop: variance 0 in the window
+    noise = torch.randn(400, generator=torch.Generator().manual_seed(0)).tolist()
+    assert not any(settled(noise[:n], window=310, ratio=0.15) for n in range(1, 401))
+    assert not settled([0.5] * 50, window=4, ratio=0.15)
+
+
+def test_looking_twice_gives_the_same_numbers(bb):
+    probe = Watcher(bb, refs()).probe
+    assert probe.look(1) == probe.look(1)
+
+
+def test_the_base_alone_is_fully_obedient_and_has_not_drifted(bb):
+    look = Watcher(bb, refs()).probe.look(0)
+    assert look.drift == pytest.approx(0, abs=1e-9)
+    assert -1 <= look.alignment <= 1
+
+
+def test_watching_does_not_change_what_is_learned(bb):
+    seen = []
+    plain = learn(bb, watch=lambda done, total, note="": seen.append(note))
+    noted = []
+    watcher = Watcher(bb, refs(), every=2, patience=99, inner=lambda done, total, note="": noted.append(note))
+    learn(bb, watch=watcher)
+    assert [n.partition(",")[0] for n in noted] == seen
+    assert [look.step for look in watcher.looks] == [2, 4, 6]
+    assert plain.card.steps == 6
+
+
+def test_the_best_state_is_what_the_concept_holds(bb):
+    watcher = Watcher(bb, refs(), every=1, patience=99)
+    concept = learn(bb, watch=watcher)
+    assert watcher.best == max(watcher.looks, key=lambda look: look.score)
+    held = list(concept.parts.state_dict().values())
+    assert all(torch.equal(a, b) for a, b in zip(held, watcher.kept[0].values(), strict=True))
+    assert f"after step {watcher.best.step}" in watcher.sentence
+
+
+def test_nothing_better_for_long_enough_ends_learning_early(bb, monkeypatch):
+    watcher = Watcher(bb, refs(), every=1, patience=3)
+    scores = iter([0.1, 0.5, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4])
+    monkeypatch.setattr(watcher.probe, "look", lambda step: Look(step, 1.0, next(scores), 1.0, 0.0))
+    concept = learn(bb, watch=watcher, steps=50)
+    assert watcher.best.step == 2
+    assert concept.card.steps == 5
+    assert "nothing better came in the 3 looks up to step 5" in watcher.sentence
+
+
+def test_a_resumed_watcher_remembers_what_it_saw(bb, tmp_path):
+    first = Watcher(bb, refs(), every=2, patience=99, work=tmp_path)
+    learn(bb, watch=first)
+    again = Watcher(bb, refs(), every=2, patience=99, work=tmp_path)
+    assert again.looks == first.looks
+    assert again.best == first.best
+    assert all(torch.equal(again.kept[0][k], v) for k, v in first.kept[0].items())
+
+
+def test_unknown_rules_and_a_dressed_base_are_refused(bb):
+    with pytest.raises(FromfewError, match="rule"):
+        Watcher(bb, refs(), rule="fronts")
+    concept = learn(bb, steps=1)
+    with bb.attach(concept), pytest.raises(FromfewError, match="attached"):
+        Watcher(bb, refs())

@@ -117,9 +117,7 @@ def photo_batches(  # noqa: PLR0913 - each is a choice that some method makes
         FromfewError: A range or template is not allowed.
     """
     if not 0.1 <= zoom[0] <= zoom[1] <= 8:
-        raise FromfewError(
-            f"The zoom must rise from at least 0.1 to at most 8, not {zoom[0]:g} to {zoom[1]:g}."
-        )
+        raise FromfewError(f"The zoom must rise from at least 0.1 to at most 8, not {zoom[0]:g} to {zoom[1]:g}.")
     frame = _pair(size)
     flip = refs.role != "face" if flip is None else flip
     lines = sentences(templates, refs.role)
@@ -143,9 +141,7 @@ def photo_batches(  # noqa: PLR0913 - each is a choice that some method makes
             key = (sha[:16], index, pick(rng, variants), frame, zoom, flip) if variants else None
             view = draw_view(_seeded(key) if key else rng, images[index], masks[index], zoom, flip)
             picture = picture_tensor(see(images[index], view, frame))
-            rows.append(
-                (picture, mask_tensor(masks[index], view, frame), caption(rng, index, view.zoom), key)
-            )
+            rows.append((picture, mask_tensor(masks[index], view, frame), caption(rng, index, view.zoom), key))
         return Batch(
             torch.stack([row[0] for row in rows]), _stack_masks([row[1] for row in rows], frame),
             [row[2] for row in rows], ["photo"] * len(rows), [row[3] for row in rows],

@@ -56,8 +56,7 @@ def check_noun(text: str) -> str:
         return noun
     core = " ".join(re.findall(r"[^\W_]+", re.sub(r"<[^>]*>", " ", noun))[:6])[:60]
     raise FromfewError(
-        f"'{noun}' is no plain noun: write one to six words that name what the photos show, "
-        f"such as '{core or 'cat'}'."
+        f"'{noun}' is no plain noun: write one to six words that name what the photos show, such as '{core or 'cat'}'."
     )
 
 
@@ -170,8 +169,7 @@ class References:
         layout = find_pictures(where)
         photos, bad, notes = _read_all(layout.shots)
         bad = [
-            f"'{path}' is of a kind that is not read; save it as JPEG or PNG first."
-            for path in layout.foreign
+            f"'{path}' is of a kind that is not read; save it as JPEG or PNG first." for path in layout.foreign
         ] + bad
         total = len(layout.shots) + len(layout.foreign)
         if bad and (not skip_bad or not photos):

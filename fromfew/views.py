@@ -57,9 +57,7 @@ def draw_view(
     left = _place(rng, image.width, side, (extent[0], extent[2]) if extent else None)
     top = _place(rng, image.height, side, (extent[1], extent[3]) if extent else None)
     at = (uniform(rng), uniform(rng))
-    return View(
-        (left, top, left + side, top + side), min(factor, 1.0), at, flip and uniform(rng) < 0.5, factor
-    )
+    return View((left, top, left + side, top + side), min(factor, 1.0), at, flip and uniform(rng) < 0.5, factor)
 
 
 def see(image: Image.Image, view: View, size: tuple[int, int], mask: bool = False) -> Image.Image:

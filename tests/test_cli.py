@@ -313,6 +313,15 @@ def test_a_fault_of_ours_is_told_in_one_line(monkeypatch, capsys):
     assert "Traceback" not in told
 
 
+def test_learning_that_watches_itself_keeps_its_best_state(photos, tmp_path, capsys):
+    asked = words(photos, tmp_path / "rex", "--steps", "20", "--no-preview", "--watch")
+    assert main(asked) == 0
+    assert "Kept the state after step" in capsys.readouterr().err
+    free = ["learn", "--method", "style-aligned", "--base", "tiny-sd15", "--watch", "--out", str(tmp_path / "s")]
+    assert main(free) == 2
+    assert "--watch is for methods that learn step by step" in capsys.readouterr().err
+
+
 def test_times_are_told_as_people_tell_them():
     assert [clock(x) for x in (0.2, 59.6, 61, 3599, 7300)] == [
         "0 s",

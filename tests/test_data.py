@@ -26,9 +26,7 @@ def half(width: int = 90, height: int = 60) -> Image.Image:
 
 
 def references(count: int = 3, **how) -> References:
-    noise = [
-        torch.randint(0, 256, (60 + 8 * i, 80, 3), generator=rng(i), dtype=torch.uint8) for i in range(count)
-    ]
+    noise = [torch.randint(0, 256, (60 + 8 * i, 80, 3), generator=rng(i), dtype=torch.uint8) for i in range(count)]
     images = [Image.fromarray(values.numpy()) for values in noise]
     return References.of(*images, noun="cat", placeholder="<rex>", **how)
 

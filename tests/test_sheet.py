@@ -18,9 +18,7 @@ def test_every_picture_is_on_the_sheet_in_its_place():
 
 
 def test_pictures_of_any_shape_fit_their_cell_whole():
-    page = grid(
-        [[(Image.new("RGB", (200, 50), "red"), ""), (Image.new("RGB", (50, 200), "red"), "")]], cell=64
-    )
+    page = grid([[(Image.new("RGB", (200, 50), "red"), ""), (Image.new("RGB", (50, 200), "red"), "")]], cell=64)
     red = sum(page.getpixel((x, y)) == (255, 0, 0) for x in range(page.width) for y in range(page.height))
     assert red == 2 * 64 * 16
 

@@ -45,9 +45,7 @@ def _missing(folder: Path) -> FromfewError:
     near = [item.parent for place in around if place.is_dir() for item in place.glob("*/concept.json")]
     names = {str(item): item.name for item in near}
     close = nearest(folder.name, names.values(), 1)
-    hint = next(
-        (f" Did you mean '{path}'?" for path, name in names.items() if close and name == close[0]), ""
-    )
+    hint = next((f" Did you mean '{path}'?" for path, name in names.items() if close and name == close[0]), "")
     what = "holds no concept (no concept.json)" if folder.is_dir() else "does not exist"
     return FromfewError(f"'{folder}' {what}.{hint}")
 
@@ -71,16 +69,12 @@ def peek(folder: Path | str) -> Known:
         if not all(isinstance(value, str) for value in texts + optional):
             raise TypeError
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise FromfewError(
-            f"'{folder / 'concept.json'}' is damaged: it is not the card of a concept."
-        ) from error
+        raise FromfewError(f"'{folder / 'concept.json'}' is damaged: it is not the card of a concept.") from error
     numbers = folder / "concept.safetensors"
     if not numbers.exists():
         raise FromfewError(f"'{folder}' is damaged: concept.safetensors is missing.")
     sha = hash_regular(numbers)
-    return Known(
-        folder, name, placeholder, noun, card["method"], base["name"], base["fingerprint"], sha, about
-    )
+    return Known(folder, name, placeholder, noun, card["method"], base["name"], base["fingerprint"], sha, about)
 
 
 def check_base(name: str) -> str:

@@ -6,10 +6,10 @@ import argparse
 import json
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from fromfew.commands.concepts import check_base, peek
 from fromfew.commands.console import clock, progress, remark, say, say_json
@@ -50,6 +50,7 @@ class _Plan:
     out: Path
     seed: int
     resume: bool
+    watch: str | None
 
     def mark(self) -> dict[str, Any]:
         """What must be equal for an interrupted run to be gone on with."""
@@ -59,6 +60,7 @@ class _Plan:
             "settings": json.loads(json.dumps(self.method.settings())),
             "base": self.base,
             "seed": self.seed,
+            "watch": self.watch,
             "photos": list(refs.hashes) if refs else [],
             "noun": refs.noun if refs else None,
             "placeholder": refs.placeholder if refs else None,
@@ -79,31 +81,19 @@ def _parser(method: str, base: str, card: Mapping[str, Any]) -> tuple[Parser, di
     from fromfew.recipes import recipe
 
     parser = Parser("learn", "Learn a concept from a few photos.", epilog=_EPILOG)
-    parser.add_argument(
-        "photos", nargs="*", metavar="PHOTOS", help="a folder of photos, or the photos themselves"
-    )
-    parser.add_argument(
-        "--noun", help='what the photos show, such as "cat"; optional if every photo has a caption'
-    )
+    parser.add_argument("photos", nargs="*", metavar="PHOTOS", help="a folder of photos, or the photos themselves")
+    parser.add_argument("--noun", help='what the photos show, such as "cat"; optional if every photo has a caption')
     parser.add_argument("--as", dest="placeholder", metavar="<WORD>", default="<v>",
                         help="what stands for it in prompts, such as <rex> (default: <v>)")  # fmt: skip
-    parser.add_argument(
-        "--role", choices=get_args(Role), help="what to learn (default: what the method is best at)"
-    )
-    parser.add_argument(
-        "--method", default=_DEFAULT_METHOD, help=f"how to learn (default: {_DEFAULT_METHOD})"
-    )
-    parser.add_argument(
-        "--base", default="world", help="model to learn on: world, a folder, a checkpoint, a hub id"
-    )
+    parser.add_argument("--role", choices=get_args(Role), help="what to learn (default: what the method is best at)")
+    parser.add_argument("--method", default=_DEFAULT_METHOD, help=f"how to learn (default: {_DEFAULT_METHOD})")
+    parser.add_argument("--base", default="world", help="model to learn on: world, a folder, a checkpoint, a hub id")
     parser.add_argument("--out", type=Path, help="folder for the concept (default: concepts/WORD)")
-    parser.add_argument(
-        "--seed", type=whole(0, 2**63 - 1), default=0, help="seed of all that is random (default: 0)"
-    )
+    parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="seed of all that is random (default: 0)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: auto)")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with an interrupted run, to the same bits"
-    )
+    parser.add_argument("--watch", nargs="?", const="front", choices=("front", "loss"),
+                        help="stop when it is best and keep that state, by fidelity and obedience or by loss")  # fmt: skip
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run, to the same bits")
     parser.add_argument("--replace", action="store_true", help="replace the concept that is in the way")
     parser.add_argument("--skip-bad", action="store_true", help="go on without pictures that cannot be read")
     parser.add_argument("--no-preview", action="store_true", help="do not draw a preview sheet")
@@ -164,9 +154,7 @@ def _check_out(out: Path, resume: bool, replace: bool) -> None:
         raise FromfewError(
             f"'{out}' holds an interrupted run. Add --resume to go on with it, or --replace to begin anew."
         )
-    raise FromfewError(
-        f"'{out}' holds a concept already. Choose another folder with --out, or add --replace."
-    )
+    raise FromfewError(f"'{out}' holds a concept already. Choose another folder with --out, or add --replace.")
 
 
 def _plan(found: argparse.Namespace, where: Mapping[str, str], method: str, card: Mapping[str, Any]) -> _Plan:
@@ -181,11 +169,13 @@ def _plan(found: argparse.Namespace, where: Mapping[str, str], method: str, card
     able = card.get("backbones", ())
     if base.startswith("tiny-") and tiny not in able:
         raise FromfewError(f"The method '{method}' does not work on '{base}', but on: {', '.join(able)}.")
+    if found.watch and card.get("kind") != "tuned":
+        raise FromfewError(f"--watch is for methods that learn step by step; '{method}' does not.")
     learner = _settings(method, chosen(found, where))
     out = found.out or Path("concepts") / (found.placeholder.strip("<>") if found.photos else method)
     _check_out(out, found.resume, found.replace)
     refs = _references(found, method, card)
-    return _Plan(refs, learner, method, base, found.device, out, found.seed, found.resume)
+    return _Plan(refs, learner, method, base, found.device, out, found.seed, found.resume, found.watch)
 
 
 def _finished(plan: _Plan) -> bool:
@@ -198,10 +188,10 @@ def _finished(plan: _Plan) -> bool:
         return False
     card = peek(plan.out).about["card"]
     photos = list(plan.refs.hashes) if plan.refs else []
+    if plan.watch and len(photos) >= 4:
+        photos = photos[:-1]  # the last one was watched, not learned
     if (card["method"], card.get("seed"), list(card.get("photos", []))) != (plan.name, plan.seed, photos):
-        raise FromfewError(
-            f"'{plan.out}' holds another concept (other photos, method or seed). Choose another --out."
-        )
+        raise FromfewError(f"'{plan.out}' holds another concept (other photos, method or seed). Choose another --out.")
     return True
 
 
@@ -231,6 +221,20 @@ def _prepare_work(plan: _Plan) -> Path:
     work.mkdir(parents=True)
     write_atomic(work / _RUN, json.dumps(mark, indent=2))
     return work
+
+
+def _watched(plan: _Plan, bb: Backbone, watch: Callable[..., None], work: Path) -> Concept:
+    """Learn; with --watch, look now and then at what is not learned from, and keep the best state."""
+    if plan.watch is None or plan.refs is None:
+        return plan.method.learn(bb, plan.refs, seed=plan.seed, watch=watch, work=work)
+    from fromfew.watching import Watcher, split
+
+    learned, held = split(plan.refs)
+    rule: Literal["front", "loss"] = "loss" if plan.watch == "loss" else "front"
+    watcher = Watcher(bb, held, rule=rule, inner=watch, work=work)
+    concept = plan.method.learn(bb, learned, seed=plan.seed, watch=watcher, work=work)
+    remark(watcher.sentence)
+    return concept
 
 
 def _clear_unused(out: Path, work: Path) -> None:
@@ -290,11 +294,7 @@ def _preview(plan: _Plan, bb: Backbone, concept: Concept) -> Path:
 def _next(plan: _Plan, concept_words: str, placeholder: str | None) -> str:
     """The command to type next."""
     style = plan.refs is not None and plan.refs.role == "style"
-    prompt = (
-        f"a cat in {placeholder} style"
-        if style and placeholder
-        else f"a {concept_words or 'cat'} on the beach"
-    )
+    prompt = f"a cat in {placeholder} style" if style and placeholder else f"a {concept_words or 'cat'} on the beach"
     where = "" if _found_by_name(plan.base) else f" --base {shlex.quote(plan.base)}"
     return f'fromfew make "{prompt}" --with {shlex.quote(str(plan.out))}{where}'
 
@@ -312,7 +312,7 @@ def _learn(plan: _Plan, preview: bool) -> dict[str, Any]:
     try:
         bb = open_base(plan.base, plan.device)
         with progress(f"learning with {plan.name}") as watch:
-            concept = plan.method.learn(bb, plan.refs, seed=plan.seed, watch=watch, work=work)
+            concept = _watched(plan, bb, watch, work)
     except FromfewError:
         _clear_unused(plan.out, work)
         raise

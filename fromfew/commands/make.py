@@ -119,20 +119,14 @@ def _repeated(found: argparse.Namespace) -> tuple[_Order, dict[str, Any]]:
     from fromfew.io.metadata import read_recipe
 
     given = [
-        f"--{name}" if name != "prompts" else "a prompt"
-        for name in _FIXED
-        if getattr(found, name) not in (None, [])
+        f"--{name}" if name != "prompts" else "a prompt" for name in _FIXED if getattr(found, name) not in (None, [])
     ]
     if given:
-        raise FromfewError(
-            f"--from repeats a picture as it was made; it cannot be combined with {', '.join(given)}."
-        )
+        raise FromfewError(f"--from repeats a picture as it was made; it cannot be combined with {', '.join(given)}.")
     recipe = read_recipe(found.source)
     paths = [folder for folder, _ in found.concepts] or [Path(one["path"]) for one in recipe["concepts"]]
     if len(paths) != len(recipe["concepts"]):
-        raise FromfewError(
-            f"The picture was made with {len(recipe['concepts'])} concepts; --with names {len(paths)}."
-        )
+        raise FromfewError(f"The picture was made with {len(recipe['concepts'])} concepts; --with names {len(paths)}.")
     concepts = []
     for path, one in zip(paths, recipe["concepts"], strict=True):
         known = peek(path)
@@ -220,9 +214,7 @@ def _same_ground(recipe: Mapping[str, Any], bb: Any) -> None:
             f"The base '{bb.name}' is not the one the picture was made with. Name the right one with --base."
         )
     now = _versions()
-    other = [
-        f"{key} {was} (now {now.get(key)})" for key, was in recipe["versions"].items() if now.get(key) != was
-    ]
+    other = [f"{key} {was} (now {now.get(key)})" for key, was in recipe["versions"].items() if now.get(key) != was]
     if recipe.get("device") != str(bb.device):
         other.append(f"device {recipe.get('device')} (now {bb.device})")
     if other:
@@ -299,9 +291,7 @@ def run(argv: Sequence[str]) -> int:
     paths = _save(order, images, recipe, found.out)
     sheet = None if found.no_sheet or len(images) < 2 else _sheet(order, images, found.out)
     if found.json:
-        say_json(
-            {"pictures": list(map(str, paths)), "sheet": str(sheet) if sheet else None, "recipe": recipe}
-        )
+        say_json({"pictures": list(map(str, paths)), "sheet": str(sheet) if sheet else None, "recipe": recipe})
         return 0
     for path in paths:
         say(str(path))

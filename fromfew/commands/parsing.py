@@ -44,9 +44,7 @@ class Parser(argparse.ArgumentParser):
         for word in rest:
             if word.startswith("-"):
                 flags = [flag for action in self._actions for flag in action.option_strings]
-                raise unknown(
-                    "option", word.partition("=")[0], [flag for flag in flags if flag.startswith("--")]
-                )
+                raise unknown("option", word.partition("=")[0], [flag for flag in flags if flag.startswith("--")])
         if rest:
             raise FromfewError(f"'{rest[0]}' is one word too many. Put quotes around texts with spaces.")
         return found

@@ -99,11 +99,7 @@ def _fields(node: ast.ClassDef) -> list[Setting]:
 
 
 def _is_text(node: ast.stmt | None) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def settings_of(name: str) -> list[Setting]:

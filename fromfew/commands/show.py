@@ -55,9 +55,7 @@ def _method(name: str, as_json: bool) -> None:
     card = cards()[name]
     settings = settings_of(name)
     if as_json:
-        say_json(
-            {"name": name, **card, "settings": [asdict(one) for one in settings], "doc": method_doc(name)}
-        )
+        say_json({"name": name, **card, "settings": [asdict(one) for one in settings], "doc": method_doc(name)})
         return
     say(f"{name}\n\n{method_doc(name)}\n")
     _pairs("card", {key: " ".join(map(str, v)) if isinstance(v, tuple) else v for key, v in card.items()})
@@ -74,12 +72,8 @@ def _picture(path: Path, as_json: bool) -> None:
         say_json(recipe)
         return
     concepts = [f"{one['name']}:{one['strength']:g} ({one['path']})" for one in recipe["concepts"]]
-    plain = {
-        key: value for key, value in recipe.items() if key not in ("prompts", "index", "concepts", "schema")
-    }
-    _pairs(
-        str(path), {"prompt": recipe["prompts"][recipe["index"]], "concepts": ", ".join(concepts), **plain}
-    )
+    plain = {key: value for key, value in recipe.items() if key not in ("prompts", "index", "concepts", "schema")}
+    _pairs(str(path), {"prompt": recipe["prompts"][recipe["index"]], "concepts": ", ".join(concepts), **plain})
 
 
 def run(argv: Sequence[str]) -> int:
@@ -91,9 +85,7 @@ def run(argv: Sequence[str]) -> int:
     from fromfew.registry import names
 
     parser = Parser("show", "Show a concept, a method, or how a picture was made.")
-    parser.add_argument(
-        "what", metavar="CONCEPT|METHOD|PICTURE", help="a concept's folder, a method's name, a PNG"
-    )
+    parser.add_argument("what", metavar="CONCEPT|METHOD|PICTURE", help="a concept's folder, a method's name, a PNG")
     parser.add_argument("--json", action="store_true", help="as JSON")
     found = parser.read(argv)
     path = Path(found.what)

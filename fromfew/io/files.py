@@ -301,9 +301,7 @@ def lock(target: Path | str) -> Iterator[None]:
             owner = os.read(fd, 32).decode("ascii", "replace").strip()
             os.close(fd)
             who = f" (process {owner})" if owner.isdigit() else ""
-            raise FromfewError(
-                f"'{target}' is being written by another fromfew{who}. Wait for it or write elsewhere."
-            )
+            raise FromfewError(f"'{target}' is being written by another fromfew{who}. Wait for it or write elsewhere.")
         if _same_file(fd, path):
             break
         os.close(fd)  # it was removed between opening and locking: take the new one

@@ -65,9 +65,7 @@ class _Found:
 
 def _natural(path: Path) -> tuple[Any, ...]:
     """Sort key under which 2.jpg comes before 10.jpg."""
-    return tuple(
-        (int(piece), "") if piece.isdigit() else (-1, piece) for piece in re.split(r"(\d+)", path.name)
-    )
+    return tuple((int(piece), "") if piece.isdigit() else (-1, piece) for piece in re.split(r"(\d+)", path.name))
 
 
 def _text(path: Path) -> str:
@@ -166,14 +164,10 @@ def _with_metadata(folder: Path, found: _Found) -> None:
         for number, row in _rows(folder / name):
             shot = _row(folder / name, number, row)
             if shot.path in named:
-                raise FromfewError(
-                    f"'{folder / name}' line {number} names '{row['file_name']}' a second time."
-                )
+                raise FromfewError(f"'{folder / name}' line {number} names '{row['file_name']}' a second time.")
             named[shot.path] = shot
         own = [
-            replace(shot, caption=named.pop(shot.path).caption or shot.caption)
-            if shot.path in named
-            else shot
+            replace(shot, caption=named.pop(shot.path).caption or shot.caption) if shot.path in named else shot
             for shot in found.shots
         ]
         found.shots = own + list(named.values())
@@ -260,6 +254,4 @@ def find_pictures(where: Path | str | Sequence[Path | str]) -> Layout:
         return _of_files([path])
     near = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
     close = nearest(path.name, near, 1) if path.name else []
-    raise FromfewError(
-        f"'{path}' does not exist." + (f" Did you mean '{path.parent / close[0]}'?" if close else "")
-    )
+    raise FromfewError(f"'{path}' does not exist." + (f" Did you mean '{path.parent / close[0]}'?" if close else ""))

@@ -44,9 +44,7 @@ def parameters_text(recipe: Mapping[str, Any]) -> str:
         "Concepts": " ".join(f"{c['name']}:{c['strength']:g}" for c in recipe.get("concepts", [])),
         "Version": f"fromfew {recipe.get('versions', {}).get('fromfew', '')}",
     }
-    lines.append(
-        ", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items() if value not in (None, ""))
-    )
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items() if value not in (None, "")))
     return "\n".join(lines)
 
 

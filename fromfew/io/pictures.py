@@ -75,10 +75,7 @@ def _what_it_is(data: bytes) -> str | None:
         return "a Git LFS pointer; run 'git lfs pull' to get the picture itself"
     if data[4:8] == b"ftyp":
         brand = data[8:12]
-        if (
-            brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
-            and b"avif" not in data[:64]
-        ):
+        if brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1") and b"avif" not in data[:64]:
             return "a HEIC photo; save it as JPEG or PNG first"
         if brand not in (b"avif", b"avis", b"mif1", b"msf1"):
             return "a video; save a frame of it as PNG first"
@@ -89,9 +86,7 @@ def _check_size(size: tuple[int, int]) -> None:
     """ValueError for sizes that cannot be meant."""
     width, height = size
     if width * height > MAX_PIXELS:
-        raise ValueError(
-            f"is {width} x {height} pixels; more than {MAX_PIXELS // 10**6} million are not read"
-        )
+        raise ValueError(f"is {width} x {height} pixels; more than {MAX_PIXELS // 10**6} million are not read")
     if min(size) < MIN_SIDE:
         raise ValueError(f"is {width} x {height} pixels; each side needs at least {MIN_SIDE}")
     if max(size) > MAX_RATIO * min(size):
@@ -109,9 +104,7 @@ def _open(data: bytes) -> Image:
     try:
         image = Pil.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Pil.OPEN])
     except Pil.UnidentifiedImageError as error:
-        raise ValueError(
-            "is no picture that can be read (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, PPM)"
-        ) from error
+        raise ValueError("is no picture that can be read (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, PPM)") from error
     except Pil.DecompressionBombError as error:
         raise ValueError(f"claims more than {MAX_PIXELS // 10**6} million pixels") from error
     _check_size(image.size)
@@ -157,9 +150,7 @@ def _to_srgb(image: Image, notes: list[str]) -> Image:
         try:
             from PIL import ImageCms
 
-            source: Any = (
-                ImageCms.ImageCmsProfile(io.BytesIO(profile)) if profile else ImageCms.createProfile("LAB")
-            )
+            source: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile)) if profile else ImageCms.createProfile("LAB")
             made = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
         except Exception:  # damaged or exotic profiles fail in many ways; plain conversion is the next best
             notes.append("its colour profile is damaged: not applied")
@@ -205,9 +196,7 @@ def _usable(image: Image, notes: list[str]) -> tuple[Image, Image | None]:
     if _brightest(alpha) < 128:
         raise ValueError("is wholly transparent")
     notes.append("its transparency is used as its mask")
-    return Pil.composite(image, Pil.new("RGB", image.size, "white"), alpha), alpha.point(
-        lambda a: 255 * (a >= 128)
-    )
+    return Pil.composite(image, Pil.new("RGB", image.size, "white"), alpha), alpha.point(lambda a: 255 * (a >= 128))
 
 
 def _damage(error: Exception) -> str:

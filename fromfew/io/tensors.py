@@ -201,9 +201,7 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
     return {name: tensors[name] for name in header.tensors}
 
 
-def write_tensors(
-    path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors to a safetensors file in one step; equal tensors give equal bytes.
 
     Raises:

@@ -127,9 +127,7 @@ def test_a_save_killed_between_any_two_calls_leaves_one_whole_state(tmp_path):
         states.add(found["one"])
         with replace_folder(folder) as new:
             (new / "one").write_text("last")
-        assert [item.name for item in folder.parent.iterdir()] == ["c"], (
-            "what the killed one left is swept away"
-        )
+        assert [item.name for item in folder.parent.iterdir()] == ["c"], "what the killed one left is swept away"
         if done.returncode == 0:
             break
     assert states == {b"old", b"new"}

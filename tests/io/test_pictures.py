@@ -31,9 +31,7 @@ def saved(folder: Path, image: Image.Image, name: str, **how) -> Path:
     return folder / name
 
 
-@pytest.mark.parametrize(
-    "name", ["a.jpg", "a.png", "a.webp", "a.gif", "a.bmp", "a.tif", "a.avif", "a.ppm", "A.JPEG"]
-)
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.gif", "a.bmp", "a.tif", "a.avif", "a.ppm", "A.JPEG"])
 def test_every_form_comes_in_as_upright_rgb(tmp_path, name):
     picture = read_picture(saved(tmp_path, halves(), name))
     assert (picture.image.mode, picture.image.size, picture.mask) == ("RGB", (64, 32), None)

@@ -124,6 +124,7 @@ class Watcher:
         self.best: Look | None = None
         self.kept: list[dict[str, Tensor]] = []
         self.why = ""
+        self.resumed = False
         self.probe = _Probe(bb, refs, seed)
         self._read()
 
@@ -138,8 +139,9 @@ class Watcher:
 
     def __call__(self, done: int, total: int, note: str = "") -> str | None:
         """Look if it is time; returns ``"stop"`` when the stage should end."""
-        if self.looks and done < self.looks[-1].step and not self.why:
-            self._begin()
+        if self.looks and done <= self.looks[-1].step:
+            self._again(done)
+        self.resumed = False
         every = self.every or max(10, total // 40)
         parts = self._parts()
         if parts and (done % every == 0 or done == total) and not self.why:
@@ -152,9 +154,13 @@ class Watcher:
         self._restore(parts)
         return STOP
 
-    def _begin(self) -> None:
-        """Another stage: its states are other states."""
-        self.looks, self.best, self.kept = [], None, []
+    def _again(self, done: int) -> None:
+        """Steps that were seen already: after a kill they come again with the same bits; else a new stage begins."""
+        if self.resumed:
+            self.looks = [look for look in self.looks if look.step < done]
+        else:
+            self.looks, self.best, self.kept = [], None, []
+        self.why = ""
 
     def _parts(self) -> list[Part]:
         return [entry.part for entry in attached(self.bb) if any(True for _ in entry.part.parameters())]
@@ -213,6 +219,7 @@ class Watcher:
             return
         from fromfew.io.tensors import read_tensors
 
+        self.resumed = True
         told = json.loads(_metadata(self.work / _FILE)["watching"])
         self.looks = [Look(**one) for one in told["looks"]]
         self.best, self.why = Look(**told["best"]), told["why"]

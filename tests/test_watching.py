@@ -92,6 +92,27 @@ def test_a_resumed_watcher_remembers_what_it_saw(bb, tmp_path):
     assert all(torch.equal(again.kept[0][k], v) for k, v in first.kept[0].items())
 
 
+def test_a_run_killed_between_two_looks_sees_the_same_again(bb, tmp_path):
+    state, seen = tmp_path / "state", tmp_path / "seen"
+    state.mkdir()
+    seen.mkdir()
+    straight = Watcher(bb, refs(), every=2, patience=99)
+    whole = learn(bb, watch=straight)
+
+    def dies(done, total, note=""):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    method = find("textual-inversion").of({"steps": 6, "batch": 1, "lr": 0.05, "views": 1})
+    with pytest.raises(KeyboardInterrupt):
+        method.learn(bb, refs(), seed=1, watch=Watcher(bb, refs(), every=2, work=seen, inner=dies), work=state)
+    again = Watcher(bb, refs(), every=2, patience=99, work=seen)
+    concept = method.learn(bb, refs(), seed=1, watch=again, work=state)
+    assert again.looks == straight.looks
+    pairs = zip(whole.parts.state_dict().values(), concept.parts.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
 def test_unknown_rules_and_a_dressed_base_are_refused(bb):
     with pytest.raises(FromfewError, match="rule"):
         Watcher(bb, refs(), rule="fronts")

@@ -17,7 +17,6 @@ from fromfew.bench.gallery import Gallery
 from fromfew.bench.meter import Meter
 from fromfew.bench.records import append, claimed, key_of, prepare, read
 from fromfew.bench.task import Subject, Task
-from fromfew.errors import FromfewError
 from fromfew.metrics.base import Case, score
 
 if TYPE_CHECKING:
@@ -180,7 +179,7 @@ def _do(plan: Plan, out: Path, cell: Cell, watch: Watch) -> str:
         return "refused"
     try:
         told = _measured(plan, out, cell, watch)
-    except (FromfewError, RuntimeError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
+    except Exception as error:  # one broken method must not end an unattended run; the record says what broke
         why = f"{type(error).__name__}: {str(error).strip()[:400]}"
         append(out, {**about, "kind": "failed", "why": why})
         return "failed"

@@ -83,12 +83,12 @@ def test_a_bad_tensor_file_is_refused_before_anything_is_allocated(what, tmp_pat
 
 @pytest.mark.parametrize("what", CONCEPTS)
 def test_a_bad_concept_is_refused(what, tmp_path, good):
-    from fromfew.concept import load
+    from fromfew.concept import kinds, load
 
     shutil.copytree(good[0], tmp_path / "rex")
     CONCEPTS[what](tmp_path / "rex")
     said = refused(lambda: (peek(tmp_path / "rex"), load(tmp_path / "rex")), t=tmp_path)
-    assert said == SAID["CONCEPTS"][what]
+    assert said.replace(", ".join(kinds()), "{kinds}") == SAID["CONCEPTS"][what]
 
 
 @pytest.mark.parametrize("what", BASES)

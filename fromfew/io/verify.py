@@ -165,8 +165,7 @@ def _needs_peft() -> None:
         import peft  # noqa: F401
     except ImportError as error:
         raise FromfewError(
-            "Other libraries read LoRA through the package peft, which is not installed: "
-            "pip install 'fromfew[peft]'."
+            "Other libraries read LoRA through the package peft, which is not installed: pip install 'fromfew[peft]'."
         ) from error
 
 

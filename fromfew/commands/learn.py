@@ -92,7 +92,7 @@ def _parser(method: str, base: str, card: Mapping[str, Any]) -> tuple[Parser, di
     parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="seed of all that is random (default: 0)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: auto)")
     parser.add_argument("--watch", nargs="?", const="front", choices=("front", "loss"),
-                        help="stop when it is best and keep that state, by fidelity and prompts or by loss")  # fmt: skip
+                        help="stop when it is best and keep that state: by prompts kept, or by loss")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run, to the same bits")
     parser.add_argument("--replace", action="store_true", help="replace the concept that is in the way")
     parser.add_argument("--skip-bad", action="store_true", help="go on without pictures that cannot be read")

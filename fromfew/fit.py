@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["History", "Stage", "Step", "Term", "Watch", "fit", "generator", "look"]
 
+_KEPT_TEXTS = 4096
 Watch = Callable[..., object]
 """Called after every step with (steps done, steps in all, a note such as "loss 0.123"); "stop" ends the stage."""
 
@@ -145,6 +146,8 @@ def fit(
             ``resume`` belongs to another run.
     """
     seed = int(torch.randint(2**62, (1,), generator=rng))
+    for module in (parts, *stage.train):
+        module.to(bb.device)
     loop = _Loop(bb, parts, stage, seed, mark)
     history, start = History(), time.monotonic()
     if resume is not None and resume.exists():
@@ -279,6 +282,8 @@ class _Loop:
     def _embed(self, captions: Sequence[str]) -> Text:
         from fromfew.backbones.text import Text
 
+        while len(self.texts) > _KEPT_TEXTS:
+            del self.texts[next(iter(self.texts))]
         moving = [c for c in captions if self.text_learns or any(word in c for word in self.words)]
         for caption in captions:
             if caption not in moving and caption not in self.texts:

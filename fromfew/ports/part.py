@@ -147,6 +147,7 @@ class Attached:
         try:
             for entry in self.entries:
                 if entry.strength != 0:
+                    entry.part.to(self.bb.device)
                     entry.handle = entry.part.attach(self.bb, entry.strength)
         except BaseException:
             self.remove()

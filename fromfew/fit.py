@@ -146,8 +146,6 @@ def fit(
             ``resume`` belongs to another run.
     """
     seed = int(torch.randint(2**62, (1,), generator=rng))
-    for module in (parts, *stage.train):
-        module.to(bb.device)
     loop = _Loop(bb, parts, stage, seed, mark)
     history, start = History(), time.monotonic()
     if resume is not None and resume.exists():
@@ -196,6 +194,8 @@ class _Loop:
 
     def __init__(self, bb: Backbone, parts: Parts, stage: Stage, seed: int, mark: str = "") -> None:
         self.bb, self.parts, self.stage, self.seed = bb, parts, stage, seed
+        for module in (parts, *stage.train):
+            module.to(bb.device)
         self.modules = [module for module in stage.train if any(True for _ in module.parameters())]
         groups = [{"params": list(m.parameters()), "lr": stage.train[m], "base": stage.train[m]} for m in self.modules]
         self.optimiser = torch.optim.AdamW(groups, weight_decay=stage.decay) if groups else None

@@ -130,17 +130,17 @@ def _eight_bits(image: Image) -> Image:
     import numpy as np
     from PIL import Image as Pil
 
-    values = np.asarray(image).astype(np.float64)
+    values = np.array(image, dtype=np.float32)  # exact for 16 bits, and half the memory of doubles
     if not np.isfinite(values).all():
         raise ValueError("holds values that are not numbers (NaN or infinity)")
     low, high = float(values.min()), float(values.max())
     if low < 0 or high > 65535:
         raise ValueError(f"holds values from {low:g} to {high:g}; save it with 8 or 16 bits a channel")
     if image.mode == "F" and high <= 1:
-        values = values * 255
+        values *= 255
     elif image.mode.startswith("I;16") or high > 255:
-        values = values / 257
-    return Pil.fromarray(np.round(values).astype(np.uint8), mode="L")
+        values /= 257
+    return Pil.fromarray(np.round(values, out=values).astype(np.uint8), mode="L")
 
 
 def _to_srgb(image: Image, notes: list[str]) -> Image:

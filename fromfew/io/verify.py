@@ -88,7 +88,8 @@ def verify(concept: Concept, bb: Backbone, done: Exported, *, seed: int = 0) -> 
     lost = done.thinned is not None and bool(done.thinned.errors or done.thinned.missing)
     return Verified(
         library=_LIBRARY[done.form],
-        file=_apart(theirs, _ours(bb, prompt, again, seed)),
+        # A model in a folder says nothing of the plain text its placeholder stands for.
+        file=_apart(theirs, _ours(bb, prompt if again.placeholder else _respelled(prompt, concept), again, seed)),
         concept=_apart(theirs, ours),
         effect=_apart(ours, _ours(bb, _respelled(prompt, concept), (), seed)),
         exact=not lost,

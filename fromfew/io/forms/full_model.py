@@ -104,6 +104,6 @@ def read(folder: Path, bb: Backbone) -> tuple[Part | None, list[str]]:
     if not deltas:
         return None, ignored
     part = FullDelta({path: tuple(value.shape) for path, value in deltas.items()})
-    for path, value in deltas.items():
-        part.deltas[flat(path)].data = value
+    for path, delta in deltas.items():
+        part.deltas[flat(path)].data = delta
     return part, ignored

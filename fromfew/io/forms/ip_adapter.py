@@ -150,13 +150,13 @@ def read(tensors: Mapping[str, Tensor], bb: Backbone) -> tuple[dict[str, Tensor]
     for site, number in places.items():
         for role in ("key", "value"):
             name = f"ip_adapter.{number}.to_{role[0]}_ip.weight"
-            value = tensors.get(name)
-            if value is None or value.shape[0] != bb.sites[site].width:
+            held = tensors.get(name)
+            if held is None or held.shape[0] != bb.sites[site].width:
                 raise FromfewError(
                     f"The adapter does not fit '{bb.name}': '{name}' is missing or of another size."
                 )
-            width = value.shape[1]
-            found[f"stream.{role}.{flat(site)}"] = value.float()
+            width = held.shape[1]
+            found[f"stream.{role}.{flat(site)}"] = held.float()
     used = {f"ip_adapter.{n}.to_{r}_ip.weight" for n in places.values() for r in "kv"}
     ignored += [name for name in tensors if name.startswith("ip_adapter.") and name not in used]
     blank = torch.zeros(1, int(known["tokens"]), width)

@@ -137,7 +137,7 @@ def is_form(tensors: Mapping[str, Tensor]) -> bool:
 
 def _places(bb: Backbone) -> dict[str, str]:
     """Every spelling seen in files to module path: with and without text_model, SDXL by either numbering."""
-    places = {}
+    places: dict[str, str] = {}
     for path, name in names(bb).items():
         module, rest = owner(path)
         spelled = {name}

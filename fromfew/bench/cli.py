@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,8 @@ def _parser() -> Parser:
     add("--images", type=whole(1, 100), help="pictures a prompt (default: the task's)")
     add("--no-controls", action="store_true", help="leave out base, paste and real")
     add("--retry", action="store_true", help="do failed cells once more")
+    add("--ray", metavar="ADDRESS", help='share the cells among Ray workers: "auto", or the address of a cluster')
+    add("--workers", type=whole(1, 10_000), default=2, help="how many Ray workers (default: 2)")
     add("--device", default="auto", help="cpu, cuda or auto (default: auto)")
     add("--clip", default="openai/clip-vit-base-patch32", help="CLIP for photographs: a folder or a stored hub id")
     add("--dino", default="facebook/dino-vits16", help="DINO for photographs: a folder or a stored hub id")
@@ -76,13 +78,22 @@ def run(argv: Sequence[str]) -> int:
     settings = _settings(found.set, methods)
     names = _words(found.tasks)
     out = found.out or Path("benchmarks") / names[0].rpartition("/")[2]
-    plan = _plan(found, names, methods, settings)
+    _tell(found, out, _carry_out(found, out, lambda: _plan(found, names, methods, settings)), argv)
+    return 0
+
+
+def _carry_out(found: argparse.Namespace, out: Path, build: Callable[[], Plan]) -> Summary:
+    """Here, or over many workers."""
+    how = {"budget": found.budget, "retry": found.retry}
+    if found.ray:
+        from fromfew.bench.cluster import over
+
+        return over(build, out, address=found.ray, workers=found.workers, **how)
     from fromfew.bench.run import bench
 
+    plan = build()
     with progress("bench") as watch:
-        summary = bench(plan, out, budget=found.budget, retry=found.retry, watch=watch)
-    _tell(found, out, summary, argv)
-    return 1 if summary.failed else 0
+        return bench(plan, out, **how, watch=watch)
 
 
 def _words(text: str) -> list[str]:

@@ -33,7 +33,7 @@ class Autoencoder(Trainee):
     """
 
     name: ClassVar[str] = "autoencoder"
-    steps = 9000
+    steps = 6500
     batch_size = 8
     lr = 2e-3
     average = 0.998

@@ -29,7 +29,7 @@ class JudgeStage(Trainee):
     """Cross entropy on every factor of the scene."""
 
     name: ClassVar[str] = "judge"
-    steps = 1500
+    steps = 2500
     batch_size = 64
     lr = 2e-3
     weight_decay = 0.02
@@ -87,7 +87,7 @@ class PairStage(Trainee):
     """Symmetric contrastive loss between pictures and captions."""
 
     name: ClassVar[str] = "pair"
-    steps = 900
+    steps = 700
     batch_size = 64
     lr = 1.5e-3
     average = 0.99
@@ -135,7 +135,7 @@ class FaceStage(Trainee):
     """Which of 400 people is it? A cosine classifier (arXiv 1801.09414), its classes thrown away afterwards."""
 
     name: ClassVar[str] = "face"
-    steps = 600
+    steps = 450
     batch_size = 48
     lr = 2e-3
     average = 0.99

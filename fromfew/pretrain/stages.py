@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 from safetensors.torch import save_file
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModelWithProjection
 
 from fromfew.errors import FromfewError, unknown
 from fromfew.io.files import replacing
@@ -17,7 +17,7 @@ from fromfew.pretrain.data import Scenes
 from fromfew.pretrain.denoiser import SCHEDULE, Denoiser, Latents
 from fromfew.pretrain.evaluators import FaceStage, JudgeStage, PairStage
 from fromfew.pretrain.loop import Run, Trainee
-from fromfew.pretrain.text import Text
+from fromfew.pretrain.text import Text, text_encoder
 
 BASE_SHARDS = 40
 """Shards of 1,024 scenes that the denoiser sees before the stream begins again."""
@@ -87,8 +87,7 @@ def assemble(folder: Path, target: Path) -> None:
     both, tokenizer = towers(folder)
     unet = finished(denoiser(folder), folder)
     vae.register_to_config(scaling_factor=scale)
-    text = CLIPTextModel(both.text.config)
-    text.load_state_dict(both.text.state_dict(), strict=False)
+    text = text_encoder(both.text)
     target.mkdir(parents=True, exist_ok=True)
     for model, name in ((vae, "vae"), (text, "text_encoder"), (unet, "unet")):
         model.half().to(memory_format=torch.contiguous_format).save_pretrained(target / name)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from fromfew.pretrain.data import CORE, OBJECTS, WIDE, Labels, Scenes, half, names, to_labels, to_tensor
 from fromfew.pretrain.loop import Trainee
@@ -89,6 +89,14 @@ class Text(Trainee):
         naming = F.cross_entropy(model.name(seen), labels.object.to(device))
         hits = (logits.argmax(1) == target).float().mean()
         return contrast + 0.5 * naming, {"match": round(float(hits), 3), "naming": round(float(naming.detach()), 3)}
+
+
+def text_encoder(tower: CLIPTextModelWithProjection) -> Any:
+    """The tower without its projection, as a diffusers folder holds it."""
+    model = CLIPTextModel(tower.config)
+    # Strict: under other key layouts of transformers nothing may be left at its random start unnoticed.
+    model.load_state_dict(tower.text_model.state_dict())
+    return model.eval()
 
 
 def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:

@@ -142,40 +142,55 @@ def fit(
         mark: What identifies the run besides its stage, such as photos and settings.
 
     Raises:
-        FromfewError: If the loss or a gradient is not finite (the last good state is kept), or the file at
-            ``resume`` belongs to another run.
+        FromfewError: If loss or gradient are not finite (the last good state is kept), or the file is another's.
     """
-    seed = int(torch.randint(2**62, (1,), generator=rng))
-    loop = _Loop(bb, parts, stage, seed, mark)
-    history, start = History(), time.monotonic()
-    if resume is not None and resume.exists():
-        history.losses = load_state(resume, loop.modules, loop.optimiser, loop.mark)
-        history.resumed = len(history.losses)
-
-    def keep() -> None:
-        if resume is not None:
-            save_state(resume, loop.modules, loop.optimiser, loop.mark, history.losses)
-
-    written = time.monotonic()
+    loop = _Loop(bb, parts, stage, int(torch.randint(2**62, (1,), generator=rng)), mark)
+    keeper = _Keeper(loop, resume, every)
+    history, start = keeper.history, time.monotonic()
     with loop, bb.attach(parts):
         try:
-            for step in range(history.resumed, stage.steps):
-                history.losses.append(loop.step(step))
-                note = f"loss {history.losses[-1]:.3f}"
-                if watch is not None and watch(step + 1, stage.steps, note) == "stop":
-                    break
-                if time.monotonic() - written > every:
-                    keep()
-                    written = time.monotonic()
+            _run(loop, keeper, watch)
         except (_NotFinite, KeyboardInterrupt) as stop:
-            keep()
-            if isinstance(stop, KeyboardInterrupt):
-                raise
-            raise FromfewError(_advice(stage, len(history.losses), str(stop), resume)) from None
-    if history.resumed < stage.steps:
-        keep()
+            keeper.keep()
+            if isinstance(stop, _NotFinite):
+                raise FromfewError(_advice(stage, len(history.losses), str(stop), resume)) from None
+            raise
+    keeper.keep()
     history.seconds = time.monotonic() - start
     return history
+
+
+def _run(loop: _Loop, keeper: _Keeper, watch: Watch | None) -> None:
+    """All steps that are left, or as many as ``watch`` wants."""
+    history, steps = keeper.history, loop.stage.steps
+    for step in range(history.resumed, steps):
+        history.losses.append(loop.step(step))
+        loop.torn = False
+        if watch is not None and watch(step + 1, steps, f"loss {history.losses[-1]:.3f}") == "stop":
+            return
+        keeper.keep_if_due()
+
+
+class _Keeper:
+    """Writes a loop's state to its file, and reads it back at the start."""
+
+    def __init__(self, loop: _Loop, file: Path | None, every: float) -> None:
+        self.loop, self.file, self.every = loop, file, every
+        self.history, self.written = History(), time.monotonic()
+        if file is not None and file.exists():
+            self.history.losses = load_state(file, loop.modules, loop.optimiser, loop.mark)
+            self.history.resumed = len(self.history.losses)
+
+    def keep(self) -> None:
+        """Write the state, unless an interrupt fell into the middle of a step's update."""
+        if self.file is not None and not self.loop.torn:
+            save_state(self.file, self.loop.modules, self.loop.optimiser, self.loop.mark, self.history.losses)
+
+    def keep_if_due(self) -> None:
+        """Write the state if the last writing was long ago."""
+        if time.monotonic() - self.written > self.every:
+            self.keep()
+            self.written = time.monotonic()
 
 
 def look(bb: Backbone, parts: Parts, stage: Stage, *, seed: int, count: int = 4) -> float:
@@ -199,6 +214,7 @@ class _Loop:
         self.modules = [module for module in stage.train if any(True for _ in module.parameters())]
         groups = [{"params": list(m.parameters()), "lr": stage.train[m], "base": stage.train[m]} for m in self.modules]
         self.optimiser = torch.optim.AdamW(groups, weight_decay=stage.decay) if groups else None
+        self.torn = False  # whether an update was begun whose loss is not yet noted
         self.latents: dict[Hashable, Tensor] = {}
         self.texts: dict[str, Text] = {}
         learning = [part for part in self.modules if isinstance(part, Part) and part.touches_text]
@@ -236,6 +252,7 @@ class _Loop:
             raise _NotFinite("gradient")
         for group in optimiser.param_groups:
             group["lr"] = group["base"] * self._factor(step)
+        self.torn = True
         optimiser.step()
         return value
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fromfew.errors import FromfewError
 from fromfew.method import Learner, find
 
 if TYPE_CHECKING:
@@ -30,12 +31,11 @@ def learn(
     work: Path | str | None = None,
     **settings: Any,
 ) -> Concept:
-    """Learn a concept from a few photos.
+    """Learn a concept from a few photos; it is ready for `make` and for ``concept.save(folder)``.
 
     Args:
         photos: A folder, files, or `References`; None for methods that need none.
-        method: A method, or its name.
-        base: A backbone, or what to open.
+        method: A method, or its name; base: a backbone, or what to open.
         noun: The plain noun of what the photos show.
         placeholder: What stands for the concept in prompts, as in "a <v> cat".
         role: subject, style or face.
@@ -44,14 +44,10 @@ def learn(
         work: Folder that keeps the state; the same call goes on from there after a kill, with the same bits.
         **settings: Settings of the method, when it is given by name.
 
-    Returns:
-        The concept, ready for `make` and for ``concept.save(folder)``.
-
     Raises:
         FromfewError: If photos, method, base or settings do not suit.
     """
     from fromfew.backbones.open import open_backbone
-    from fromfew.errors import FromfewError
     from fromfew.references import References
 
     if isinstance(method, str):

@@ -132,6 +132,28 @@ def test_a_process_killed_without_warning_resumes_with_the_same_bits(tmp_path):
     assert torch.equal(numbers(live.parts), numbers(method.learn(bb, few_photos()).parts))
 
 
+def test_an_interrupt_in_the_middle_of_an_update_does_not_keep_a_torn_state(tmp_path, monkeypatch):
+    bb, kept = tiny("sd15"), tmp_path / "stage.safetensors"
+    whole, torn, fresh = thin(bb), thin(bb), thin(bb)
+    fit(bb, whole, stage(bb, whole), rng=generator(0))
+    real, calls = torch.optim.AdamW.step, []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            next(iter(torn.parameters())).data.add_(1)
+            raise KeyboardInterrupt
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(bb, torn, stage(bb, torn), rng=generator(0), resume=kept, every=0.0)
+    history = fit(bb, fresh, stage(bb, fresh), rng=generator(0), resume=kept)
+    assert history.resumed == 2
+    assert torch.equal(numbers(fresh), numbers(whole))
+
+
 def test_the_state_of_another_run_is_refused(tmp_path):
     bb = tiny("sd15")
     parts = thin(bb)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from fromfew.errors import FromfewError
 from fromfew.method import Learner, find
+from fromfew.references import References
 
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
     from fromfew.concept import Concept
     from fromfew.fit import Watch
-    from fromfew.references import References
 
 __all__ = ["learn"]
 
@@ -35,7 +35,8 @@ def learn(
 
     Args:
         photos: A folder, files, or `References`; None for methods that need none.
-        method: A method, or its name; base: a backbone, or what to open.
+        method: A method, or its name.
+        base: A backbone, or what to open.
         noun: The plain noun of what the photos show.
         placeholder: What stands for the concept in prompts, as in "a <v> cat".
         role: subject, style or face.
@@ -48,7 +49,6 @@ def learn(
         FromfewError: If photos, method, base or settings do not suit.
     """
     from fromfew.backbones.open import open_backbone
-    from fromfew.references import References
 
     if isinstance(method, str):
         method = find(method).of(settings)

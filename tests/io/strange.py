@@ -1,5 +1,7 @@
 """Concepts with random numbers in every part, big enough to show; for tests of what leaves and comes back."""
 
+from functools import cache
+
 import torch
 
 from fromfew.concept import Card, Concept
@@ -7,6 +9,10 @@ from fromfew.parts.full import FullDelta
 from fromfew.parts.low_rank import LowRank
 from fromfew.parts.word import Word
 from fromfew.ports.part import Parts
+from fromfew.testing.tiny import tiny as fresh
+
+tiny = cache(fresh)
+"""One twin of each name for all tests; nothing here alters it."""
 
 
 def concept(bb, method, *, placeholder="<v>", noun="cat", **parts):

@@ -5,6 +5,7 @@ import json
 import pytest
 import strange
 import torch
+from strange import tiny
 
 from fromfew.cli import main
 from fromfew.concept import load
@@ -14,7 +15,6 @@ from fromfew.io.forms import diffusers, peft
 from fromfew.io.forms.thin import Thin, parts_of, split, thin
 from fromfew.io.importing import bring_in, identify
 from fromfew.io.tensors import read_header, read_tensors, write_tensors
-from fromfew.testing.tiny import tiny
 
 
 @pytest.fixture(scope="module")

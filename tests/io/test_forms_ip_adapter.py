@@ -3,6 +3,7 @@
 import pytest
 import strange
 import torch
+from strange import tiny
 
 from fromfew.errors import FromfewError
 from fromfew.io.export import export
@@ -13,7 +14,6 @@ from fromfew.io.verify import NOISE, verify
 from fromfew.methods.ip_adapter import IPAdapter
 from fromfew.parts.word import Word
 from fromfew.testing.eye import tiny_eye
-from fromfew.testing.tiny import tiny
 
 
 @pytest.fixture(scope="module")

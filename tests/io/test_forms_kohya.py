@@ -3,11 +3,11 @@
 import pytest
 import strange
 import torch
+from strange import tiny
 
 from fromfew.errors import FromfewError
 from fromfew.io.forms import kohya
 from fromfew.io.forms.thin import Thin, even, parts_of, thin
-from fromfew.testing.tiny import tiny
 
 # Written from the form's rules, not from the code: SD 1 has diffusers' paths with underscores.
 SD15 = {
@@ -156,7 +156,8 @@ def test_a_lora_of_a_convolution_changes_it_by_the_product():
     weight = bb.module(path).weight
     assert weight.dim() == 4
     rng = torch.Generator().manual_seed(0)
-    down, up = torch.randn(2, weight.shape[1], 1, 1, generator=rng), torch.randn(weight.shape[0], 2, 1, 1, generator=rng)
+    down = torch.randn(2, weight.shape[1], 1, 1, generator=rng)
+    up = torch.randn(weight.shape[0], 2, 1, 1, generator=rng)
     tensors = {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(1.0)}
     parts = parts_of(kohya.read(tensors, bb)[0], bb)
     expected = 0.5 * torch.einsum("orxy,rihw->oihw", up, down)

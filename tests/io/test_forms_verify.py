@@ -6,13 +6,13 @@ import diffusers
 import pytest
 import strange
 import torch
+from strange import tiny
 
 from fromfew.errors import FromfewError
 from fromfew.io.export import export
 from fromfew.io.importing import bring_in, identify
 from fromfew.io.verify import NOISE, verify
 from fromfew.make import make
-from fromfew.testing.tiny import tiny
 
 pytest.importorskip("peft")
 

@@ -8,6 +8,7 @@ from collections import OrderedDict
 import pytest
 import strange
 import torch
+from strange import tiny
 
 from fromfew.errors import FromfewError
 from fromfew.io.export import export
@@ -15,7 +16,6 @@ from fromfew.io.forms import embedding
 from fromfew.io.forms.pickled import read_pickled_word
 from fromfew.io.importing import bring_in, identify
 from fromfew.io.tensors import read_tensors, write_tensors
-from fromfew.testing.tiny import tiny
 
 
 @pytest.mark.parametrize("base", ["sd15", "sdxl", "sd3", "flux"])

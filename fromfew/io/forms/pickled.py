@@ -36,6 +36,7 @@ _STORAGES = {
 _KNOWN = {
     "collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter",
     "torch.nn.modules.container ParameterDict", "torch.nn.parameter Parameter", "torch Size",
+    "__builtin__ set", "builtins set",
     *(f"torch {name}" for name in _STORAGES),
 }  # fmt: skip
 
@@ -167,7 +168,7 @@ def _reduce(m: _Machine, arg: Any) -> None:
         m.stack.append(_Described(args[0], args[1], tuple(args[2]), tuple(args[3])))
     elif mark.name.endswith(("_rebuild_parameter", "Parameter")) and args and isinstance(args[0], _Described):
         m.stack.append(args[0])
-    elif mark.name.endswith("Size") and len(args) == 1:
+    elif mark.name.endswith(("Size", " set")) and len(args) == 1:
         m.stack.append(tuple(args[0]))
     else:
         raise ValueError(f"it calls '{mark.name.replace(' ', '.')}' in an unknown way")

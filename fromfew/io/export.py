@@ -64,6 +64,7 @@ class Exported:
         changes: The main file or folder, if it holds changes of weights.
         thinned: What making changes thin cost, for LoRA.
         notes: What one must know to use it.
+        rounded: Whether numbers were written in a shorter format.
     """
 
     form: str
@@ -72,6 +73,12 @@ class Exported:
     changes: Path | None = None
     thinned: Thinned | None = None
     notes: list[str] = field(default_factory=list)
+    rounded: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether the files hold all of the concept, to the last bit but one or two."""
+        return not self.rounded and not (self.thinned and (self.thinned.errors or self.thinned.missing))
 
 
 @dataclass(eq=False)
@@ -117,7 +124,7 @@ def export(
     if dtype not in _TYPES:
         raise unknown("number format", dtype, _TYPES)
     concept.check(bb)
-    job = _Job(concept, bb, to, rank, _TYPES[dtype], Exported(form))
+    job = _Job(concept, bb, to, rank, _TYPES[dtype], Exported(form, rounded=dtype != "float32"))
     _WRITERS[form](job)
     done = job.done
     for part in concept.parts:

@@ -91,6 +91,9 @@ def identify(path: Path | str) -> list[Found]:
         return [Found(path, "embedding", embedding.fits(named), named)]
     metadata, tensors = read_header(path).metadata, read_tensors(path)
     form = _form(tensors)
+    odd = next((key for key, one in tensors.items() if not bool(one.float().isfinite().all())), None)
+    if odd is not None:
+        raise FromfewError(f"'{path}' is damaged: '{odd[:80]}' holds a number that is not finite.")
     if form is None:
         some = ", ".join(sorted(tensors)[:3])
         raise FromfewError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ class Verified:
         return [
             f"read by {self.library}: differs from fromfew reading the same file by {self.file:.1e}",
             f"and from the concept itself by {self.concept:.1e}"
-            + ("" if self.exact else " (a LoRA of this rank is an approximation)"),
+            + ("" if self.exact else " (the file is an approximation)"),
             f"(pixels in [-1, 1]; the concept changes the picture by {self.effect:.1e}, rounding up to {NOISE:g})",
         ]
 
@@ -75,8 +76,32 @@ def verify(concept: Concept, bb: Backbone, done: Exported, *, seed: int = 0) -> 
     Raises:
         FromfewError: If the other library is missing or has no loader for this.
     """
-    if done.form == "ip-adapter":
-        return _verify_adapter(concept, bb, done, seed)
+    with _quiet():
+        return (_verify_adapter if done.form == "ip-adapter" else _verify)(concept, bb, done, seed)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the other libraries' progress bars and remarks; their settings are put back."""
+    from diffusers.utils import logging as theirs
+    from transformers.utils import logging as others
+
+    levels, bars = [one.get_verbosity() for one in (theirs, others)], others.is_progress_bar_enabled()
+    for one in (theirs, others):
+        one.set_verbosity_error()
+        one.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for one, level in zip((theirs, others), levels, strict=True):
+            one.set_verbosity(level)
+        theirs.enable_progress_bar()
+        if bars:
+            others.enable_progress_bar()
+
+
+def _verify(concept: Concept, bb: Backbone, done: Exported, seed: int) -> Verified:
+    """A LoRA, word, Custom Diffusion or whole model."""
     prompt = " ".join(word for word in ("a", concept.placeholder, concept.noun or "cat") if word)
     pipe = _loaded(concept, bb, done)
     theirs = _theirs(pipe, bb, _respelled(prompt, concept), seed)
@@ -85,14 +110,13 @@ def verify(concept: Concept, bb: Backbone, done: Exported, *, seed: int = 0) -> 
     again = bring_in(found, bb).concept
     assert again is not None
     ours = _ours(bb, prompt, concept, seed)
-    lost = done.thinned is not None and bool(done.thinned.errors or done.thinned.missing)
     return Verified(
         library=_LIBRARY[done.form],
         # A model in a folder says nothing of the plain text its placeholder stands for.
         file=_apart(theirs, _ours(bb, prompt if again.placeholder else _respelled(prompt, concept), again, seed)),
         concept=_apart(theirs, ours),
         effect=_apart(ours, _ours(bb, _respelled(prompt, concept), (), seed)),
-        exact=not lost,
+        exact=done.exact,
     )
 
 
@@ -232,4 +256,4 @@ def _verify_adapter(concept: Concept, bb: Backbone, done: Exported, seed: int) -
         stream = modules["stream"].holding(tokens, nothing)
     ours = _ours(bb, "a cat", stream, seed)
     apart = _apart(theirs, ours)
-    return Verified("diffusers", apart, apart, _apart(ours, _ours(bb, "a cat", (), seed)), True)
+    return Verified("diffusers", apart, apart, _apart(ours, _ours(bb, "a cat", (), seed)), done.exact)

@@ -96,6 +96,12 @@ def test_a_file_of_nothing_known_is_refused_with_what_it_holds(tmp_path):
         identify(tmp_path / "x.safetensors")
 
 
+def test_a_file_with_a_number_that_is_none_is_refused(tmp_path):
+    write_tensors(tmp_path / "x.safetensors", {"emb_params": torch.tensor([[1.0, float("nan")]])})
+    with pytest.raises(FromfewError, match="not finite"):
+        identify(tmp_path / "x.safetensors")
+
+
 def test_peft_scales_by_alpha_over_rank_its_root_or_a_pattern(bb, lora, tmp_path):
     folder = export(lora, bb, "peft", tmp_path / "a").files[0]
     config = folder / "unet" / peft.CONFIG

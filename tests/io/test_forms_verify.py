@@ -1,8 +1,5 @@
 """Exported files draw, through the other library's own loader, the picture that fromfew draws."""
 
-import logging
-
-import diffusers
 import pytest
 import strange
 import torch
@@ -15,14 +12,6 @@ from fromfew.io.verify import NOISE, verify
 from fromfew.make import make
 
 pytest.importorskip("peft")
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    before = diffusers.utils.logging.get_verbosity()
-    diffusers.utils.logging.set_verbosity(logging.ERROR)
-    yield
-    diffusers.utils.logging.set_verbosity(before)
 
 
 def checked(concept, bb, form, to, **how):
@@ -72,6 +61,14 @@ def test_a_whole_change_brought_down_to_a_lora_is_read_alike_and_says_what_it_lo
     found = checked(strange.dreambooth(bb), bb, "kohya", tmp_path / "x.safetensors", rank=8)
     assert not found.exact
     assert found.concept > NOISE
+
+
+def test_half_precision_is_told_apart_from_a_fault(tmp_path):
+    bb = tiny("sd15")
+    found = checked(strange.lora(bb), bb, "kohya", tmp_path / "x.safetensors", dtype="float16")
+    assert not found.exact
+    assert found.ok
+    assert found.concept < 0.05
 
 
 def test_a_file_that_differs_is_found_out(tmp_path):

@@ -105,9 +105,7 @@ def fits(tensors: Mapping[str, Tensor]) -> str:
     return {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2"}.get(width, f"a base of width {width}")
 
 
-def read(
-    tensors: Mapping[str, Tensor], bb: Backbone, *, name: str, placeholder: str | None, start: str
-) -> Part:
+def read(tensors: Mapping[str, Tensor], bb: Backbone, *, name: str, placeholder: str | None, start: str) -> Part:
     """A word from the tensors of a file.
 
     Args:

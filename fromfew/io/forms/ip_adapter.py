@@ -110,9 +110,7 @@ def _check(tensors: Mapping[str, Tensor], resampled: bool) -> None:
         return
     wide, width = tensors["image_proj.proj.weight"].shape[0], tensors["image_proj.norm.weight"].shape[0]
     if wide != 4 * width:
-        raise FromfewError(
-            f"Other tools read four tokens from a plain IP-Adapter; this one has {wide // width}."
-        )
+        raise FromfewError(f"Other tools read four tokens from a plain IP-Adapter; this one has {wide // width}.")
 
 
 def is_form(tensors: Mapping[str, Tensor]) -> bool:
@@ -152,9 +150,7 @@ def read(tensors: Mapping[str, Tensor], bb: Backbone) -> tuple[dict[str, Tensor]
             name = f"ip_adapter.{number}.to_{role[0]}_ip.weight"
             held = tensors.get(name)
             if held is None or held.shape[0] != bb.sites[site].width:
-                raise FromfewError(
-                    f"The adapter does not fit '{bb.name}': '{name}' is missing or of another size."
-                )
+                raise FromfewError(f"The adapter does not fit '{bb.name}': '{name}' is missing or of another size.")
             width = held.shape[1]
             found[f"stream.{role}.{flat(site)}"] = held.float()
     used = {f"ip_adapter.{n}.to_{r}_ip.weight" for n in places.values() for r in "kv"}

@@ -92,6 +92,10 @@ def assemble(folder: Path, target: Path) -> None:
     for model, name in ((vae, "vae"), (text, "text_encoder"), (unet, "unet")):
         model.half().to(memory_format=torch.contiguous_format).save_pretrained(target / name)
         model.float()
+    # AutoencoderTiny writes a setting that it does not read, and warns of it whenever the folder is opened.
+    config = target / "vae" / "config.json"
+    kept = {k: v for k, v in json.loads(config.read_text()).items() if k != "block_out_channels"}
+    config.write_text(json.dumps(kept, indent=2) + "\n")
     tokenizer.save_pretrained(target / "tokenizer")
     DDIMScheduler(**SCHEDULE).save_pretrained(target / "scheduler")
     index = {

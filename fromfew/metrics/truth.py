@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fromfew.metrics.base import Case, Metric, Want
 from fromfew.metrics.networks import WorldJudge
 
-__all__ = ["Drawn", "Everything", "RelationFidelity", "sides", "truths"]
+__all__ = ["Drawn", "Everything", "RelationFidelity", "sides", "squares", "truths"]
 
 _FACTORS = ("object", "second", "context", "style", "colour", "relation")
 
@@ -23,25 +24,33 @@ class _Judged(Metric):
         return self.judge.name
 
 
+def squares(image: Tensor, relation: str | None) -> Tensor:
+    """The two sides of a picture, each a square that fills the view: [2, 3, H, W], left and right or top and bottom.
+
+    Args:
+        image: [3, H, W].
+        relation: which sides: top and bottom for "above", else left and right.
+    """
+    height, width = image.shape[-2:]
+    h, w = height // 2, width // 2
+    if relation == "above":
+        corners = ((0, w // 2), (h, w // 2))
+    else:
+        low = round(0.55 * h)  # things stand a little below the middle
+        corners = ((low, 0), (low, w))
+    cut = torch.stack([image[:, top : top + h, left : left + w] for top, left in corners])
+    return F.interpolate(cut, size=(height, width), mode="bilinear", align_corners=False)
+
+
 def sides(judge: WorldJudge, image: Tensor, want: Want) -> Tensor:
     """Where the two things are: [2, 2] probabilities, thing by (first side, second side).
-
-    The other half is greyed, so that the judge sees one side at a time. The sides are left and right, or top and
-    bottom if one thing is to be above the other.
 
     Args:
         judge: who names things.
         image: [3, H, W].
         want: names both things and their relation.
     """
-    first, second = image.clone(), image.clone()
-    if want.relation == "above":
-        middle = image.shape[-2] // 2
-        first[:, middle:], second[:, :middle] = 0, 0
-    else:
-        middle = image.shape[-1] // 2
-        first[..., middle:], second[..., :middle] = 0, 0
-    return judge.find(torch.stack([first, second]), [str(want.object), str(want.second)]).T
+    return judge.find(squares(image, want.relation), [str(want.object), str(want.second)]).T
 
 
 def _relation(judge: WorldJudge, image: Tensor, want: Want) -> tuple[float, bool]:
@@ -61,10 +70,10 @@ def _relation(judge: WorldJudge, image: Tensor, want: Want) -> tuple[float, bool
 class RelationFidelity(_Judged):
     """How surely both things are where the relation puts them: the lesser of the two probabilities (RFS).
 
-    The paper's relation detector was not released; this one looks at one half of the picture at a time.
+    The paper's relation detector was not released; this one looks at one side of the picture at a time.
     """
 
-    name, source = "rfs", "idea of arXiv 2312.06116, detector ours (one half of the picture at a time)"
+    name, source = "rfs", "idea of arXiv 2312.06116, detector ours (one side of the picture at a time)"
 
     def __call__(self, case: Case) -> Tensor:
         """[B] in [0, 1]; NaN where no relation is asked for."""
@@ -97,7 +106,11 @@ class Drawn(_Judged):
             return values
         told = _told(case, self.judge)
         for i in asked:
-            values[i] = float(_said(told, i, self.factor, case.wants[i]))
+            want = case.wants[i]
+            if want.second and self.factor in ("object", "second"):
+                values[i] = float(_among(self.judge, case.images[i], want, str(getattr(want, self.factor))))
+            else:
+                values[i] = float(_said(told, i, self.factor, want))
         return values
 
 
@@ -109,16 +122,20 @@ def _told(case: Case, judge: WorldJudge) -> dict[str, Tensor]:
     return {name: case.cache[key] for name, key in keys.items()}
 
 
+def _among(judge: WorldJudge, image: Tensor, want: Want, thing: str) -> bool:
+    """Whether the judge names a thing when it looks at the whole picture or at one of its two sides."""
+    from fromfew.pretrain.data import OBJECTS
+
+    told = judge.told(torch.cat([image[None], squares(image, want.relation)]))["object"]
+    return OBJECTS.index(thing) in told.argmax(1).tolist()
+
+
 def _said(told: dict[str, Tensor], row: int, factor: str, want: Want) -> bool:
-    """Whether the judge names what is wanted; of two things, in either order."""
+    """Whether the judge names what is wanted."""
     from fromfew.pretrain.data import COLOUR_NAMES, CONTEXT_NAMES, OBJECTS, STYLE_NAMES
 
-    if factor in ("object", "second"):
-        thing = OBJECTS.index(str(getattr(want, factor)))
-        heads = ("object", "second") if want.second else ("object",)
-        return any(int(told[head][row].argmax()) == thing for head in heads)
-    names = {"context": CONTEXT_NAMES, "style": STYLE_NAMES, "colour": COLOUR_NAMES}[factor]
-    return names[int(told[factor][row].argmax())] == getattr(want, factor)
+    classes = {"object": OBJECTS, "context": CONTEXT_NAMES, "style": STYLE_NAMES, "colour": COLOUR_NAMES}[factor]
+    return classes[int(told[factor][row].argmax())] == getattr(want, factor)
 
 
 class Everything(_Judged):

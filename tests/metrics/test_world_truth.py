@@ -45,6 +45,7 @@ def test_the_judge_sees_most_of_what_the_world_really_drew(objects):
     assert mean([mean(one["context-drawn"]) for one in found]) > 0.8
     assert mean([mean(one["style-drawn"]) for one in found]) > 0.8
     assert mean([mean(one["object-drawn"]) for one in found]) > 0.6
+    assert mean([mean(one["all-drawn"]) for one in found]) > 0.5
 
 
 def test_pictures_of_a_subject_are_more_like_its_photos_than_those_of_another(objects):
@@ -80,6 +81,13 @@ def test_relations_are_seen_where_they_were_drawn_and_not_where_they_were_turned
     right = metric(case)[ordered].mean()
     turned = metric(Case(case.images.flip(-1), case.prompts, case.photos, wants=case.wants))[ordered].mean()
     assert float(right) > float(turned)
+
+
+def test_both_of_two_things_are_found_in_most_scenes_that_show_both():
+    found = [score(real("world/pairs", number), world().metrics) for number in range(2)]
+    both = [v for one in found for name in ("object-drawn", "second-drawn") for v in one[name]]
+    assert mean(both) > 0.6
+    assert mean([v for one in found for v in one["relation-drawn"]]) > 0.6
 
 
 def test_a_person_is_more_like_themselves_than_like_another():

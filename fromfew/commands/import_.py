@@ -125,8 +125,10 @@ def run(argv: Sequence[str]) -> int:
         known, open_backbone(base), name=found.name, placeholder=found.placeholder, noun=found.noun,
         alias=found.alias,
     )  # fmt: skip
+    from fromfew.io.forms.names import file_name
+
     name = result.concept.name if result.concept is not None else found.files[0].stem
-    where = _saved(result, found, name)
+    where = _saved(result, found, file_name(name))  # the name may come from the file: never a path
     if found.json:
         ignored = {str(path): keys for path, keys in result.ignored.items()}
         say_json({"found": about, "base": base, "written": str(where), "ignored": ignored})

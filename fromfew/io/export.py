@@ -15,7 +15,7 @@ from fromfew.errors import FromfewError, unknown
 from fromfew.io.files import replace_folder, write_atomic
 from fromfew.io.forms import custom_diffusion, embedding, full_model, ip_adapter, kohya, peft
 from fromfew.io.forms import diffusers as diffusers_form
-from fromfew.io.forms.names import component
+from fromfew.io.forms.names import component, file_name
 from fromfew.io.forms.thin import Thinned, thin
 from fromfew.io.tensors import write_tensors
 from fromfew.ports.text import WordPart
@@ -169,7 +169,7 @@ def _words(job: _Job, main: Path, *, beside: bool = True) -> None:
     concept, bb, done = job.concept, job.bb, job.done
     words = embedding.words(concept)
     for word in words:
-        plain = word.placeholder.strip("<>") or "word"
+        plain = file_name(word.placeholder, "word")
         alone = not beside and len(words) == 1
         path = main if alone else main.with_name(f"{main.stem}-{plain}.safetensors")
         held = embedding.vectors(word, concept, bb)
@@ -188,9 +188,9 @@ def _lora(job: _Job) -> None:
     if only_words and not embedding.words(concept):
         raise FromfewError(f"'{concept.name}' holds nothing but plain text; there is nothing to write.")
     if only_words:
-        _words(job, _file(to, f"{concept.name}.safetensors"), beside=False)
+        _words(job, _file(to, f"{file_name(concept.name)}.safetensors"), beside=False)
         return
-    main = _file(to, f"{concept.name}.safetensors" if kohya_form else "pytorch_lora_weights.safetensors")
+    main = _file(to, f"{file_name(concept.name)}.safetensors" if kohya_form else "pytorch_lora_weights.safetensors")
     done.thinned = found = thin(concept, bb, job.rank, done.form)
     if kohya_form:
         tensors = kohya.write(found.maps, bb)

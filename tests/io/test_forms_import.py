@@ -209,3 +209,14 @@ def test_an_unknown_form_names_the_nearest(tmp_path, lora, capsys):
     lora.save(tmp_path / "rex")
     assert main(["export", str(tmp_path / "rex"), "--form", "kohja", "--to", str(tmp_path / "x")]) == 2
     assert "Did you mean 'kohya'?" in capsys.readouterr().err
+
+
+def test_a_name_in_a_file_never_becomes_a_path(bb, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = json.dumps({"name": "../../out", "placeholder": "<a/b>", "base": {"name": "tiny-sd15"}})
+    vectors = {"<a/b>": torch.ones(1, 32)}
+    write_tensors(tmp_path / "x.safetensors", vectors, {"fromfew": told})
+    assert main(["import", "x.safetensors"]) == 0
+    assert (tmp_path / "concepts" / "out" / "concept.json").is_file()
+    assert main(["export", "concepts/out", "--form", "diffusers", "--to", str(tmp_path / "there")]) == 0
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["out.safetensors"]

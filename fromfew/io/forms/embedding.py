@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fromfew.errors import FromfewError
+from fromfew.io.forms.names import file_name
 
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
@@ -145,5 +146,4 @@ def read(tensors: Mapping[str, Tensor], bb: Backbone, *, name: str, placeholder:
 
 def default_name(path: Path) -> str:
     """A placeholder from a file's name, as A1111 does it, in fromfew's brackets."""
-    stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in path.stem).strip("-")
-    return f"<{stem or 'v'}>"
+    return f"<{file_name(path.stem, 'v')}>"

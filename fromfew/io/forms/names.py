@@ -9,7 +9,7 @@ from torch import nn
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
 
-__all__ = ["changeable", "component", "flattened", "owner", "pipeline", "wrapped"]
+__all__ = ["changeable", "component", "file_name", "flattened", "owner", "pipeline", "wrapped"]
 
 _ENDINGS = {"one": "", "two": "_2", "three": "_3"}
 
@@ -41,6 +41,16 @@ def wrapped(rest: str) -> str:
 def flattened(rest: str) -> str:
     """The inverse of `wrapped`."""
     return rest.removeprefix("text_model.")
+
+
+def file_name(text: str, otherwise: str = "concept") -> str:
+    """A name out of a file, made fit to name a file or folder: letters, digits, ``-`` and ``_`` only.
+
+    >>> file_name("../../<rex>")
+    'rex'
+    """
+    plain = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in text).strip("-")
+    return plain[:80] or otherwise
 
 
 def changeable(bb: Backbone) -> list[str]:

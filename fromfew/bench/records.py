@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from fromfew.errors import FromfewError
 from fromfew.io.files import lock
 
-__all__ = ["IGNORED", "append", "claimed", "key_of", "prepare", "read"]
+__all__ = ["IGNORED", "append", "claimed", "current", "key_of", "prepare", "read"]
 
 FILE = "records.jsonl"
 IGNORED = ("pictures/", "concepts/", "claims/", "report.html")
@@ -60,6 +60,20 @@ def read(out: Path) -> list[dict[str, Any]]:
             continue
         if isinstance(record, dict) and "key" in record:
             found[record["key"]] = record
+    return list(found.values())
+
+
+def current(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The newest record of every method, task, subject, seed and base.
+
+    Older ones, made with other versions of metrics or networks, stay in the file and out of tables.
+    """
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for one in records:
+        base = one.get("base", {}).get("fingerprint")
+        place = (one["kind"] == "set", one.get("method"), one.get("task"), one.get("subject"), one.get("seed"), base)
+        found.pop(place, None)  # the newest keeps its place in time
+        found[place] = dict(one)
     return list(found.values())
 
 

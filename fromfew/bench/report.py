@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fromfew.bench.charts import scatter
-from fromfew.bench.records import read
+from fromfew.bench.records import current, read
 from fromfew.bench.tables import COLUMNS, CONTROL_NAMES, Row, breakdown, leaderboard, published
 from fromfew.errors import FromfewError
 from fromfew.io.files import write_atomic
@@ -51,7 +51,7 @@ def report(folder: Path) -> Written:
     Raises:
         FromfewError: The folder holds no records.
     """
-    records = read(folder)
+    records = current(read(folder))
     rows = leaderboard(records)
     if not records:
         raise FromfewError(f"'{folder}' holds no records; run `fromfew bench --out {folder}` first.")

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from fromfew.bench.records import current
+
 __all__ = ["COLUMNS", "Entry", "Row", "breakdown", "entries", "front", "interval", "leaderboard", "published"]
 
 COLUMNS: dict[str, tuple[str, bool]] = {
@@ -119,6 +121,7 @@ def interval(groups: Sequence[Sequence[float]], *, rounds: int = 1000, seed: int
 
 def leaderboard(records: Sequence[Mapping[str, Any]]) -> list[Row]:
     """One row per task and method, best quality first."""
+    records = current(records)
     numbers: dict[tuple[str, str], dict[str, dict[str, list[float]]]] = {}
     for one in entries(records):
         table = numbers.setdefault((one.task, one.method), {})

@@ -47,6 +47,13 @@ def test_the_leaderboard_puts_the_better_method_first_and_flags_copies():
     assert rows[1].pictures == 4
 
 
+def test_a_cell_scored_again_with_newer_metrics_counts_once_and_as_the_newer():
+    old, new = cell("a", "x", 0.1), {**cell("a", "x", 0.9), "key": "newer"}
+    rows = leaderboard([old, new])
+    assert rows[0].means["dino-i"][0] == pytest.approx(0.9)
+    assert rows[0].pictures == 2
+
+
 def test_missing_numbers_count_for_nothing():
     assert breakdown([cell("a", "x", 0.3)], "t v1", "clip-t", "prompt") == {"a cat": {"a": 0.5}}
 

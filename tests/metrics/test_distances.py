@@ -51,6 +51,15 @@ def test_fid_equals_the_reference_implementation():
     assert fid(a, b) == pytest.approx(float(reference.compute()), rel=1e-4)
 
 
+def test_fid_is_the_published_formula_with_the_matrix_root_of_scipy():
+    linalg = pytest.importorskip("scipy.linalg")
+    a, b = features(6, 90).double(), features(7, 80, shift=0.3).double() * 1.5
+    c1, c2 = a.T.cov().numpy(), b.T.cov().numpy()
+    root = linalg.sqrtm(c1 @ c2).real.trace()
+    expected = float((a.mean(0) - b.mean(0)).square().sum()) + c1.trace() + c2.trace() - 2 * root
+    assert fid(a, b) == pytest.approx(expected, rel=1e-6)
+
+
 def test_kid_equals_the_reference_implementation():
     module = pytest.importorskip("torchmetrics.image.kid")
     reference = module.KernelInceptionDistance(Named(), subsets=1, subset_size=64, normalize=False)

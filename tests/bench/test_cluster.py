@@ -1,6 +1,7 @@
 """Over Ray: the table equals the serial one, also when a worker is killed in the middle."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,8 @@ def means(out: Path):
 
 
 def test_a_worker_killed_in_the_middle_changes_nothing_in_the_table(tmp_path):
-    pytest.importorskip("ray")
+    # Workers cannot import this file, so what is in it travels along.
+    pytest.importorskip("ray.cloudpickle").register_pickle_by_value(sys.modules[__name__])
     from fromfew.bench.cluster import over
 
     mark = tmp_path / "killed"

@@ -35,6 +35,7 @@ def means(out: Path):
     return [(row.method, row.means, row.sets) for row in leaderboard(read(out))]
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_changes_nothing_in_the_table(tmp_path):
     # Workers cannot import this file, so what is in it travels along.
     pytest.importorskip("ray.cloudpickle").register_pickle_by_value(sys.modules[__name__])

@@ -1,4 +1,4 @@
-"""The proofs: methods really learn held-out subjects of the world. Slow; run with ``pytest -m slow tests/test_proofs.py``."""
+"""The proofs: methods learn held-out subjects of the world. Slow: ``pytest -m slow tests/test_proofs.py``."""
 
 import numpy as np
 import pytest

@@ -62,7 +62,7 @@ class Denoiser(Trainee):
     """v-prediction; one caption in ten is dropped, so that guidance has something to compare with."""
 
     name: ClassVar[str] = "denoiser"
-    steps = 7600
+    steps = 9000
     batch_size = 8
     lr = 6e-4
     weight_decay = 0.01

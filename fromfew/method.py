@@ -141,8 +141,8 @@ class Tuned(Learner):
     """Photos per step; chosen for the base if left open."""
     lr: float | None = None
     """Learning rate; chosen for the base if left open."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate goes: constant, or down to 0 along a line or a cosine."""
+    schedule: Literal["constant", "linear", "cosine"] | None = None
+    """How the learning rate goes: constant, or down to 0 along a line or a cosine; chosen for the base if left open."""
     prior: float = 0.0
     """Weight of pictures of the plain noun, which keep its meaning; 0 leaves them out."""
     class_images: int | None = None
@@ -170,10 +170,10 @@ class Tuned(Learner):
                 raise FromfewError(f"{name} must be above 0, not {value}.")
         for name, choices in (
             ("modifier", ("word", "rare", "text")),
-            ("schedule", ("constant", "linear", "cosine")),
+            ("schedule", (None, "constant", "linear", "cosine")),
         ):
             if getattr(self, name) not in choices:
-                raise unknown(name, str(getattr(self, name)), choices)
+                raise unknown(name, str(getattr(self, name)), [choice for choice in choices if choice])
         if self.prior < 0 or self.views < 0:
             raise FromfewError("prior and views must not be below 0.")
         if self.modifier == "text" and not self.text:

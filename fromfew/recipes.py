@@ -20,10 +20,17 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "ip-adapter": {"eye": "h94/IP-Adapter:models/image_encoder", "tokens": 4, "plus": False},
     },
     "world": {
-        "textual-inversion": {"steps": 150, "batch": 4, "lr": 2e-2},
-        "dreambooth": {"steps": 80, "batch": 2, "lr": 1e-4, "encoder_lr": 2e-5, "class_images": 16},
-        "lora": {"steps": 80, "batch": 4, "lr": 2e-3, "encoder_lr": 2e-4, "class_images": 16, "rank": 8},
-        "custom-diffusion": {"steps": 100, "batch": 4, "lr": 1e-3, "word_lr": 5e-3, "class_images": 16},
+        "textual-inversion": {"steps": 200, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
+        "dreambooth": {
+            "steps": 250, "batch": 3, "lr": 1.5e-3, "encoder_lr": 2e-5, "schedule": "cosine", "class_images": 8,
+        },
+        "lora": {
+            "steps": 400, "batch": 4, "lr": 5e-3, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
+            "rank": 32, "targets": ("all",),
+        },
+        "custom-diffusion": {
+            "steps": 200, "batch": 3, "lr": 3e-3, "word_lr": 3e-2, "schedule": "cosine", "class_images": 8,
+        },
         "ip-adapter": {"eye": "world", "tokens": 8, "plus": True},
     },
 }

@@ -71,6 +71,6 @@ class CustomDiffusion(Tuned):
             batches=self.with_prior(bb, refs, seed=seed),
             terms=self.terms(),
             train={parts.word: self.word_lr or 0.0, parts.maps: self.lr or 0.0},
-            schedule=self.schedule,
+            schedule=self.schedule or "constant",
             attach=lambda batch, chance: still,
         )

@@ -73,5 +73,5 @@ class DreamBooth(Tuned):
             batches=self.with_prior(bb, refs, seed=seed),
             terms=self.terms(),
             train={part: self.lr or 0.0 if part is parts.denoiser else slow for part in parts},
-            schedule=self.schedule,
+            schedule=self.schedule or "constant",
         )

@@ -49,8 +49,8 @@ class LoRA(Tuned):
     """Width of the bottleneck; chosen for the base if left open."""
     alpha: float | None = None
     """Scale of the change, divided by the rank; the rank itself if left open."""
-    targets: tuple[str, ...] = ("attention",)
-    """Which maps of the denoiser: attention, mlp, all, or roles such as text.key and self.value."""
+    targets: tuple[str, ...] | None = None
+    """Which maps of the denoiser: attention, mlp, all, or roles such as text.key; chosen for the base if left open."""
     encoder: bool = False
     """Whether the text encoders' attention learns as well."""
     encoder_lr: float | None = None
@@ -72,7 +72,7 @@ class LoRA(Tuned):
         text = bb.select("encoder.attention") if self.encoder else None
         return Parts(
             word=self.word(bb, refs, rng),
-            denoiser=LowRank.of(bb.select(*self.targets), rank, alpha, rng),
+            denoiser=LowRank.of(bb.select(*(self.targets or ("attention",))), rank, alpha, rng),
             encoder=LowRank.of(text, rank, alpha, rng) if text else None,
         )
 
@@ -86,5 +86,5 @@ class LoRA(Tuned):
             batches=self.with_prior(bb, refs, seed=seed),
             terms=self.terms(),
             train={part: self.lr or 0.0 if part is parts.denoiser else slow for part in parts},
-            schedule=self.schedule,
+            schedule=self.schedule or "constant",
         )

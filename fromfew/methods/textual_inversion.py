@@ -76,5 +76,5 @@ class TextualInversion(Tuned):
             batches=self.with_prior(bb, refs, seed=seed),
             terms=[*self.terms(), *pull],
             train={parts.word: self.lr or 0.0},
-            schedule=self.schedule,
+            schedule=self.schedule or "constant",
         )

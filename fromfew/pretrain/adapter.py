@@ -19,7 +19,7 @@ from fromfew.pretrain.data import to_tensor
 from fromfew.world.scenes import CATEGORY, Scene, article, draw, random_item
 from fromfew.world.vocabulary import CONTEXTS, STYLES
 
-STEPS, BATCH, RATE = 1500, 16, 4e-4
+STEPS, BATCH, RATE = 800, 16, 6e-4
 
 
 def pair(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, str]:

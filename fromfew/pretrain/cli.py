@@ -25,6 +25,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=int, help="optimiser steps in all (default: the stage's own)")
     p.add_argument("--until", type=int, help="stop at this step; a later call goes on")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
+    p.add_argument("--batch", type=int, help="rows a step, a divisor of 1024 (default: the stage's own)")
+    p.add_argument("--lr", type=float, help="learning rate (default: the stage's own)")
+    p.add_argument("--amp", action="store_true", help="bfloat16 autocast, for GPUs")
+    p.add_argument("--workers", type=int, default=1, help="processes that draw the scenes beforehand")
     p.add_argument("--threads", type=int, default=2, help="CPU threads; the bits depend on it")
     p.add_argument(
         "--resume", action="store_true", help="go on from the state in --out (without it, a state there is refused)"
@@ -56,6 +60,20 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
+def _adjust(stage: Any, args: argparse.Namespace) -> None:
+    """Settings of the stage that were given on the command line."""
+    from fromfew.errors import FromfewError
+
+    if args.batch is not None and (args.batch < 1 or 1024 % args.batch):
+        raise FromfewError(f"--batch is {args.batch}; it must divide 1024")
+    given = dict(steps=args.steps, batch_size=args.batch, lr=args.lr, amp=args.amp or None)
+    for name, value in given.items():
+        if value is not None:
+            setattr(stage, name, value)
+    if args.workers > 1 and hasattr(stage, "scenes"):
+        stage.scenes.prepare(args.workers)
+
+
 def train(args: argparse.Namespace) -> None:
     """Train one stage with a progress line, sample sheets and a log of figures."""
     import json
@@ -71,8 +89,7 @@ def train(args: argparse.Namespace) -> None:
     if state.exists() and not args.resume:
         raise FromfewError(f"{state} holds a state of this stage; add --resume to go on, or choose another --out")
     stage = find_stage(args.stage, args.out, args.device)
-    if args.steps:
-        stage.steps = args.steps
+    _adjust(stage, args)
     going = Run(stage, args.out, args.device)
     begun, first = time.monotonic(), going.step
     record = (args.out / stage.name / "log.jsonl").open("a")

@@ -1,9 +1,12 @@
 """Scenes for training, drawn once and kept: shards of pictures with their labels, addressed by (seed, number)."""
 
 import json
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,19 +98,34 @@ class Scenes:
         scene = replace(scene, style=style, items=items)
         return replace(scene, caption=caption(scene))
 
+    def _write(self, number: int) -> None:
+        drawn, rows, captions = [], [], []
+        for k in range(number * SHARD, (number + 1) * SHARD):
+            scene, rng = self.scene(k)
+            drawn.append(np.asarray(draw(scene, rng).picture))
+            rows.append(_labels(scene))
+            captions.append(scene.caption)
+        with replacing(self._path(number)) as new, new.open("wb") as file:
+            np.savez(file, pictures=np.stack(drawn), labels=np.array(rows), captions=np.array(json.dumps(captions)))
+
     def _shard(self, number: int) -> Shard:
-        path = self.folder / f"scenes-{self.seed}-{number}.npz"
-        if not path.exists():
-            drawn, rows, captions = [], [], []
-            for k in range(number * SHARD, (number + 1) * SHARD):
-                scene, rng = self.scene(k)
-                drawn.append(np.asarray(draw(scene, rng).picture))
-                rows.append(_labels(scene))
-                captions.append(scene.caption)
-            with replacing(path) as new, new.open("wb") as file:
-                np.savez(file, pictures=np.stack(drawn), labels=np.array(rows), captions=np.array(json.dumps(captions)))
-        with np.load(path, allow_pickle=False) as held:
+        if not self._path(number).exists():
+            self._write(number)
+        with np.load(self._path(number), allow_pickle=False) as held:
             return Shard(held["pictures"], held["labels"], tuple(json.loads(str(held["captions"]))))
+
+    def prepare(self, workers: int) -> None:
+        """Draw all shards that are not there yet, ``workers`` at a time; their bits are those drawn one by one."""
+        missing = [k for k in range(self.shards) if not self._path(k).exists()]
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            list(pool.map(self._write, missing))
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"scenes-{self.seed}-{number}.npz"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the shards in memory, which no other process needs."""
+        return {k: v for k, v in vars(self).items() if k != "shard"}
 
     def at(self, step: int, size: int) -> tuple[Shard, np.ndarray]:
         """The shard and the rows of it that make the batch of a step."""

@@ -75,6 +75,7 @@ class Denoiser(Trainee):
         self, latents: Latents, text: CLIPTextModelWithProjection, tokenizer: CLIPTokenizer, channels: int
     ) -> None:
         self.latents, self.text, self.tokenizer, self.channels = latents, text.eval(), tokenizer, channels
+        self.scenes = latents.scenes
         self.signal = DDIMScheduler(**SCHEDULE).alphas_cumprod
 
     def build(self) -> Any:

@@ -25,7 +25,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("-n", type=int, default=5, help="how many views, each in another scene")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--out", type=Path, help="folder (default: out/world/SUBJECT)")
-    one.add_argument("--no-masks", action="store_true", help="pictures and captions only")
+    one.add_argument("--no-masks", action="store_true", help="without masks")
+    one.add_argument("--no-captions", action="store_true", help="without captions")
     return p
 
 
@@ -38,8 +39,10 @@ def run(argv: Sequence[str]) -> int:
         sample(args.n, args.seed, args.out)
     else:
         target = args.out or Path("out/world") / args.subject
-        noun = export(args.subject, target, n=args.n, seed=args.seed, masks=not args.no_masks)
-        sys.stdout.write(f"{args.n} pictures in {target}\nfromfew learn {target} --noun {noun!r} --as '<v>'\n")
+        noun = export(
+            args.subject, target, n=args.n, seed=args.seed, masks=not args.no_masks, captions=not args.no_captions
+        )
+        sys.stdout.write(f"{args.n} pictures in {target}\nfromfew learn {target} --noun {noun} --as '<v>'\n")
     return 0
 
 
@@ -82,7 +85,7 @@ def subjects() -> dict[str, str]:
     return {**names(HELD_OUT), **dict.fromkeys(HELD_OUT_STYLES, "style")}
 
 
-def export(subject: str, out: Path, *, n: int = 5, seed: int = 0, masks: bool = True) -> str:
+def export(subject: str, out: Path, *, n: int = 5, seed: int = 0, masks: bool = True, captions: bool = True) -> str:
     """Write ``n`` reference pictures of a held-out subject, each in a scene of its own; returns its class noun.
 
     Args:
@@ -91,11 +94,12 @@ def export(subject: str, out: Path, *, n: int = 5, seed: int = 0, masks: bool = 
         n: how many, 1 to 14 for objects (one a context).
         seed: other views of the same subject.
         masks: also write exact masks.
+        captions: also write ``00.txt``, which says where the subject is.
 
     Raises:
         FromfewError: there is no such subject, or ``n`` is out of range.
     """
-    from fromfew.world.reference import views
+    from fromfew.world.reference import said_of, views
 
     drawn = views(subject, n=n, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -103,6 +107,8 @@ def export(subject: str, out: Path, *, n: int = 5, seed: int = 0, masks: bool = 
         one.picture.save(out / f"{k:02d}.png")
         if masks and subject not in HELD_OUT_STYLES:
             one.mask().save(out / f"{k:02d}.mask.png")
+        if captions and (said := said_of(subject, one)):
+            (out / f"{k:02d}.txt").write_text(said + "\n")
     return noun_of(subject)
 
 

@@ -6,7 +6,7 @@ from fromfew.errors import FromfewError, unknown
 from fromfew.references import Reference, References, Role
 from fromfew.world.cli import noun_of, subjects
 from fromfew.world.faces import HELD_OUT_FROM, look
-from fromfew.world.scenes import Drawn, Item, Scene, draw
+from fromfew.world.scenes import Drawn, Item, Scene, article, draw
 from fromfew.world.vocabulary import CONTEXTS, CORE, HELD_OUT_STYLES, names
 
 
@@ -37,8 +37,33 @@ def _scene(subject: str, context: str, rng: np.random.Generator) -> Scene:
     return Scene((Item(subject),), context)
 
 
-def references(subject: str, *, n: int = 5, seed: int = 0, placeholder: str = "<v>", masks: bool = False) -> References:
-    """The pictures of `views` as references, without going through files."""
+def said_of(subject: str, drawn: Drawn) -> str | None:
+    """What a person would write under a reference picture: the class noun and where it is; nothing under styles."""
+    if subject in HELD_OUT_STYLES:
+        return None
+    lead = "a portrait of " if subject.startswith("face-") else ""
+    return f"{lead}{article(noun_of(subject))} {CONTEXTS[drawn.scene.context]}"
+
+
+def references(
+    subject: str,
+    *,
+    n: int = 5,
+    seed: int = 0,
+    placeholder: str = "<v>",
+    masks: bool = False,
+    captions: bool = True,
+) -> References:
+    """The pictures of `views` as references, without going through files.
+
+    Args:
+        subject: a held-out object or style, or ``face-N``.
+        n: 1 to 14.
+        seed: other views of the same subject.
+        placeholder: what stands for the subject in prompts.
+        masks: also give exact masks.
+        captions: also say where the subject is (see `said_of`).
+    """
     import hashlib
 
     if subject not in subjects() and not subject.startswith("face-"):
@@ -47,7 +72,7 @@ def references(subject: str, *, n: int = 5, seed: int = 0, placeholder: str = "<
         Reference(
             image=one.picture,
             mask=one.mask() if masks else None,
-            caption=None,
+            caption=said_of(subject, one) if captions else None,
             path=None,
             sha256=hashlib.sha256(one.picture.tobytes()).hexdigest(),
         )

@@ -11,12 +11,12 @@ from fromfew.errors import FromfewError
 from fromfew.pretrain import data
 from fromfew.pretrain.adapter import PairSource, pair
 from fromfew.pretrain.autoencoder import Autoencoder, components, psnr, write_encoder
-from fromfew.pretrain.data import NOTHING, OBJECTS, Scenes, half, to_labels, to_tensor
+from fromfew.pretrain.data import NOTHING, OBJECTS, SHARD, Scenes, half, to_labels, to_tensor
 from fromfew.pretrain.loop import generator
 from fromfew.pretrain.report import judged, pairs, real, scenes
 from fromfew.pretrain.stages import STAGES, find_stage, finished
 from fromfew.pretrain.tokens import LENGTH, train_tokenizer
-from fromfew.world.scenes import CATEGORY
+from fromfew.world.scenes import CATEGORY, draw
 
 
 @pytest.fixture
@@ -70,6 +70,18 @@ def test_shards_are_kept_and_equal_what_is_drawn_afresh(few, tmp_path):
     assert np.array_equal(first.pictures, again.pictures)
     assert first.captions == again.captions
     assert len(list((tmp_path / "a").glob("*.npz"))) == 1
+
+
+def test_shards_drawn_by_several_processes_are_the_same(tmp_path):
+    many, one = Scenes(tmp_path / "many", 11, 2), Scenes(tmp_path / "one", 11, 2)
+    many.prepare(2)
+    assert len(list((tmp_path / "many").glob("*.npz"))) == 2
+    assert np.array_equal(many.shard(1).pictures[:8], np.stack([draw_one(one, SHARD + k) for k in range(8)]))
+
+
+def draw_one(stream, number):
+    scene, rng = stream.scene(number)
+    return np.asarray(draw(scene, rng).picture)
 
 
 def test_labels_name_what_is_there(few, tmp_path):

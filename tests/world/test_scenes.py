@@ -113,7 +113,8 @@ def test_references_of_a_subject_come_in_different_scenes():
 def test_export_writes_pictures_and_masks(tmp_path, capsys):
     assert export("mate", tmp_path / "mate", n=3) == "drink"
     found = sorted(p.name for p in (tmp_path / "mate").iterdir())
-    assert found == [f"0{k}{end}" for k in range(3) for end in (".mask.png", ".png")]
+    assert found == [f"0{k}{end}" for k in range(3) for end in (".mask.png", ".png", ".txt")]
+    assert (tmp_path / "mate" / "00.txt").read_text().startswith("a drink ")
     assert run(["list", "--json"]) == 0
     assert "peacock" in json.loads(capsys.readouterr().out)["held-out objects"]
 

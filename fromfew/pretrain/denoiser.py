@@ -24,6 +24,7 @@ SCHEDULE = dict(
     prediction_type="v_prediction",
     rescale_betas_zero_snr=True,
     timestep_spacing="trailing",
+    steps_offset=1,
     clip_sample=False,
     set_alpha_to_one=False,
 )

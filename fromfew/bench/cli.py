@@ -51,8 +51,6 @@ def _parser() -> Parser:
     add("--images", type=whole(1, 100), help="pictures a prompt (default: the task's)")
     add("--no-controls", action="store_true", help="leave out base, paste and real")
     add("--retry", action="store_true", help="do failed cells once more")
-    add("--ray", metavar="ADDRESS", help='share the cells among Ray workers: "auto", or the address of a cluster')
-    add("--workers", type=whole(1, 10_000), default=2, help="how many Ray workers (default: 2)")
     add("--device", default="auto", help="cpu, cuda or auto (default: auto)")
     add("--clip", default="openai/clip-vit-base-patch32", help="CLIP for photographs: a folder or a stored hub id")
     add("--dino", default="facebook/dino-vits16", help="DINO for photographs: a folder or a stored hub id")
@@ -83,17 +81,12 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _carry_out(found: argparse.Namespace, out: Path, build: Callable[[], Plan]) -> Summary:
-    """Here, or over many workers."""
-    how = {"budget": found.budget, "retry": found.retry}
-    if found.ray:
-        from fromfew.bench.cluster import over
-
-        return over(build, out, address=found.ray, workers=found.workers, **how)
+    """Run the plan with a progress bar."""
     from fromfew.bench.run import bench
 
     plan = build()
     with progress("bench") as watch:
-        return bench(plan, out, **how, watch=watch)
+        return bench(plan, out, budget=found.budget, retry=found.retry, watch=watch)
 
 
 def _words(text: str) -> list[str]:

@@ -13,10 +13,17 @@ __all__ = ["RECIPES", "recipe"]
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "default": {
-        "textual-inversion": {"steps": 3000, "batch": 4, "lr": 2e-3, "class_images": 100},
-        "dreambooth": {"steps": 800, "batch": 1, "lr": 5e-6, "encoder_lr": 2e-6, "class_images": 200},
-        "lora": {"steps": 500, "batch": 1, "lr": 1e-4, "encoder_lr": 1e-5, "class_images": 100, "rank": 8},
-        "custom-diffusion": {"steps": 250, "batch": 4, "lr": 8e-5, "word_lr": 8e-5, "class_images": 200},
+        "textual-inversion": {"steps": 3000, "batch": 4, "lr": 2e-3, "schedule": "constant", "class_images": 100},
+        "dreambooth": {
+            "steps": 800, "batch": 1, "lr": 5e-6, "encoder_lr": 2e-6, "schedule": "constant", "class_images": 200,
+        },
+        "lora": {
+            "steps": 500, "batch": 1, "lr": 1e-4, "encoder_lr": 1e-5, "schedule": "constant", "class_images": 100,
+            "rank": 8, "targets": ("attention",),
+        },
+        "custom-diffusion": {
+            "steps": 250, "batch": 4, "lr": 8e-5, "word_lr": 8e-5, "schedule": "constant", "class_images": 200,
+        },
         "ip-adapter": {"eye": "h94/IP-Adapter:models/image_encoder", "tokens": 4, "plus": False},
     },
     "world": {

@@ -43,11 +43,3 @@ def test_help_and_the_list_of_tasks_import_no_torch():
         "assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
-
-
-def test_without_ray_the_option_says_what_to_install(monkeypatch, tmp_path):
-    from fromfew.bench.cluster import over
-
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(FromfewError, match=r"fromfew\[ray\]"):
-        over(lambda: None, tmp_path)

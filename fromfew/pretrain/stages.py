@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 from safetensors.torch import save_file
-from transformers import CLIPTextModelWithProjection
 
 from fromfew.errors import FromfewError, unknown
 from fromfew.io.files import replacing
@@ -118,8 +117,3 @@ def write_eye(folder: Path, target: Path) -> None:
     both, _ = towers(folder)
     with replacing(target) as new:
         save_file({k: v.half().contiguous() for k, v in both.eye.state_dict().items()}, new)
-
-
-def text_tower(folder: Path) -> CLIPTextModelWithProjection:
-    """The frozen text tower, for stages that need captions."""
-    return towers(folder)[0].text

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ORDER = ("autoencoder", "text", "denoiser", "ip-adapter", "judge", "pair", "face")
+ORDER = ("autoencoder", "text", "eye", "denoiser", "ip-adapter", "judge", "pair", "face")
 DEFAULT = Path("runs/pretrain")
 """Where states are kept unless ``--out`` says otherwise."""
 
@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=int, help="rows a step, a divisor of 1024 (default: the stage's own)")
     p.add_argument("--lr", type=float, help="learning rate (default: the stage's own)")
     p.add_argument("--amp", action="store_true", help="bfloat16 autocast, for GPUs")
+    p.add_argument("--start", help="denoiser: begin from the weights of this base ('world' or a diffusers folder)")
     p.add_argument("--workers", type=int, default=1, help="processes that draw the scenes beforehand")
     p.add_argument("--threads", type=int, default=2, help="CPU threads; the bits depend on it")
     p.add_argument(
@@ -82,13 +83,17 @@ def train(args: argparse.Namespace) -> None:
 
     from fromfew.errors import FromfewError
     from fromfew.pretrain.loop import Run
-    from fromfew.pretrain.stages import find_stage
+    from fromfew.pretrain.stages import denoiser, find_stage
 
     torch.set_num_threads(args.threads)
     state = args.out / args.stage / "state.safetensors"
     if state.exists() and not args.resume:
         raise FromfewError(f"{state} holds a state of this stage; add --resume to go on, or choose another --out")
-    stage = find_stage(args.stage, args.out, args.device)
+    stage: Any = find_stage(args.stage, args.out, args.device)
+    if args.start is not None:
+        if args.stage != "denoiser":
+            raise FromfewError(f"--start is for the denoiser; '{args.stage}' always begins anew")
+        stage = denoiser(args.out, args.device, args.start)
     _adjust(stage, args)
     going = Run(stage, args.out, args.device)
     begun, first = time.monotonic(), going.step

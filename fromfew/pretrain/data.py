@@ -62,10 +62,14 @@ def _labels(scene: Scene) -> list[int]:
 
 @dataclass(frozen=True)
 class Shard:
-    """1,024 scenes: pictures [1024, 128, 128, 3] uint8, labels [1024, 6], captions."""
+    """1,024 scenes: pictures [1024, 128, 128, 3] uint8, labels [1024, 6], captions, and where the things are.
+
+    ``masks`` is [1024, 16, 16] uint8, 0 to 255: how much of each cell of the latent grid things cover.
+    """
 
     pictures: np.ndarray
     labels: np.ndarray
+    masks: np.ndarray
     captions: tuple[str, ...]
 
 
@@ -99,20 +103,28 @@ class Scenes:
         return replace(scene, caption=caption(scene))
 
     def _write(self, number: int) -> None:
-        drawn, rows, captions = [], [], []
+        drawn, rows, captions, masks = [], [], [], []
         for k in range(number * SHARD, (number + 1) * SHARD):
             scene, rng = self.scene(k)
-            drawn.append(np.asarray(draw(scene, rng).picture))
+            done = draw(scene, rng)
+            drawn.append(np.asarray(done.picture))
+            masks.append(np.max(done.alphas, axis=0).reshape(16, 8, 16, 8).mean((1, 3)).astype(np.uint8))
             rows.append(_labels(scene))
             captions.append(scene.caption)
         with replacing(self._path(number)) as new, new.open("wb") as file:
-            np.savez(file, pictures=np.stack(drawn), labels=np.array(rows), captions=np.array(json.dumps(captions)))
+            np.savez(
+                file,
+                pictures=np.stack(drawn),
+                labels=np.array(rows),
+                masks=np.stack(masks),
+                captions=np.array(json.dumps(captions)),
+            )
 
     def _shard(self, number: int) -> Shard:
         if not self._path(number).exists():
             self._write(number)
         with np.load(self._path(number), allow_pickle=False) as held:
-            return Shard(held["pictures"], held["labels"], tuple(json.loads(str(held["captions"]))))
+            return Shard(held["pictures"], held["labels"], held["masks"], tuple(json.loads(str(held["captions"]))))
 
     def prepare(self, workers: int) -> None:
         """Draw all shards that are not there yet, ``workers`` at a time; their bits are those drawn one by one."""

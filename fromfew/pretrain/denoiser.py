@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from fromfew.io.files import replacing
 from fromfew.pretrain.data import Scenes, to_tensor
 from fromfew.pretrain.loop import Trainee
-from fromfew.pretrain.text import WIDTH, text_encoder, tokens
+from fromfew.pretrain.text import WIDTH, tokens
 
 SCHEDULE = dict(
     num_train_timesteps=1000,
@@ -39,7 +39,7 @@ class Latents:
         self.shard = lru_cache(maxsize=64)(self._shard)
 
     @torch.no_grad()
-    def _shard(self, number: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    def _shard(self, number: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         shard = self.scenes.shard(number)
         path = self.scenes.folder / f"latents-{self.scenes.seed}-{number}.npy"
         if not path.exists():
@@ -50,13 +50,14 @@ class Latents:
             ]
             with replacing(path) as new, new.open("wb") as file:
                 np.save(file, np.concatenate(parts))
-        return np.load(path, allow_pickle=False), shard.captions
+        return np.load(path, allow_pickle=False), shard.masks, shard.captions
 
-    def at(self, step: int, size: int) -> tuple[Tensor, list[str]]:
-        """Latents [B, C, 16, 16] and captions of the batch of a step."""
+    def at(self, step: int, size: int) -> tuple[Tensor, Tensor, list[str]]:
+        """Latents [B, C, 16, 16], masks of the things in them [B, 1, 16, 16] in 0 to 1, and captions of a step."""
         number, rows = self.scenes.place(step, size)
-        latents, captions = self.shard(number)
-        return torch.from_numpy(latents[rows]).float(), [captions[r] for r in rows]
+        latents, masks, captions = self.shard(number)
+        things = torch.from_numpy(masks[rows]).float().div(255)[:, None]
+        return torch.from_numpy(latents[rows]).float(), things, [captions[r] for r in rows]
 
 
 class Denoiser(Trainee):
@@ -71,11 +72,19 @@ class Denoiser(Trainee):
     warmup = 400
     seed = 2
     drop = 0.1
+    things = 3.0
+    """Extra weight of the loss where things are: backgrounds are learnt long before shapes are."""
 
     def __init__(
-        self, latents: Latents, text: CLIPTextModelWithProjection, tokenizer: CLIPTokenizer, channels: int
+        self,
+        latents: Latents,
+        text: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        channels: int,
+        start: Path | None = None,
     ) -> None:
         self.latents, self.text, self.tokenizer, self.channels = latents, text.eval(), tokenizer, channels
+        self.start = start
         self.scenes = latents.scenes
         self.signal = DDIMScheduler(**SCHEDULE).alphas_cumprod
 
@@ -85,6 +94,8 @@ class Denoiser(Trainee):
         As in SDXL, a summary of the text also joins the time embedding, here as scale and shift of every block: what
         holds for the whole picture (context, style) need not be learnt through attention first.
         """
+        if self.start is not None:
+            return UNet2DConditionModel.from_pretrained(self.start, torch_dtype=torch.float32).train()
         return UNet2DConditionModel(
             sample_size=16,
             in_channels=self.channels,
@@ -101,15 +112,15 @@ class Denoiser(Trainee):
             addition_embed_type_num_heads=4,
         )
 
-    def batch(self, step: int) -> tuple[Tensor, list[str]]:
-        """Latents [B, C, 16, 16] and captions."""
+    def batch(self, step: int) -> tuple[Tensor, Tensor, list[str]]:
+        """Latents [B, C, 16, 16], masks of the things [B, 1, 16, 16] and captions."""
         return self.latents.at(step, self.batch_size)
 
     def loss(
-        self, model: Any, batch: tuple[Tensor, list[str]], rng: torch.Generator
+        self, model: Any, batch: tuple[Tensor, Tensor, list[str]], rng: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        """Mean squared error of v at times drawn about evenly over the 1,000 steps."""
-        x0, captions = batch
+        """Squared error of v at times drawn about evenly over the 1,000 steps, weighted towards the things."""
+        x0, things, captions = batch
         device = next(model.parameters()).device
         dropped = torch.rand(len(captions), generator=rng) < self.drop
         said = ["" if gone else caption for gone, caption in zip(dropped, captions, strict=True)]
@@ -123,7 +134,9 @@ class Denoiser(Trainee):
         noisy, target = a.sqrt() * x0 + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x0
         noisy = noisy.to(device, memory_format=torch.channels_last)
         v = model(noisy, t.to(device), states).sample
-        return (v - target.to(device)).square().mean(), {}
+        weight = (1 + self.things * things).to(device)
+        error = (v - target.to(device)).square().mean(1, keepdim=True)
+        return (error * weight).sum() / weight.sum(), {"plain": round(float(error.detach().mean()), 4)}
 
     def sheet(self, model: Any, path: Path) -> None:
         """Draw fixed prompts, two pictures each."""
@@ -138,7 +151,7 @@ class Denoiser(Trainee):
         components = dict(
             unet=copy.deepcopy(model),
             vae=vae,
-            text_encoder=text_encoder(self.text),
+            text_encoder=copy.deepcopy(self.text),
             tokenizer=self.tokenizer,
             scheduler=DDIMScheduler(**SCHEDULE),
         )

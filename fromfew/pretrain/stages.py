@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import AutoencoderTiny, DDIMScheduler
 from safetensors.torch import save_file
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from fromfew.errors import FromfewError, unknown
 from fromfew.io.files import replacing
@@ -16,8 +17,10 @@ from fromfew.pretrain.data import Scenes
 from fromfew.pretrain.denoiser import SCHEDULE, Denoiser, Latents
 from fromfew.pretrain.evaluators import FaceStage, JudgeStage, PairStage
 from fromfew.pretrain.loop import Run, Trainee
-from fromfew.pretrain.text import Text, text_encoder
+from fromfew.pretrain.text import EyeStage, Text, text_encoder
 
+BASE = Path(__file__).parent.parent / "weights" / "base"
+"""The shipped base, which a stage builds on where nothing of its own has been trained."""
 BASE_SHARDS = 40
 """Shards of 1,024 scenes that the denoiser sees before the stream begins again."""
 
@@ -36,31 +39,50 @@ def finished(stage: Trainee, folder: Path) -> Any:
     return run.model.eval().requires_grad_(False)
 
 
+def _trained(name: str, folder: Path) -> bool:
+    return (folder / name / "state.safetensors").exists()
+
+
 def autoencoder(folder: Path) -> tuple[Any, float]:
-    """The trained autoencoder and the factor that gives its latents a standard deviation of one."""
+    """The autoencoder and the factor that gives its latents a deviation of one; the shipped one if none is trained."""
+    if not _trained("autoencoder", folder):
+        vae = AutoencoderTiny.from_pretrained(BASE / "vae", torch_dtype=torch.float32)
+        return vae.eval().requires_grad_(False), float(vae.config.scaling_factor)
     stage = Autoencoder(folder)
     model = finished(stage, folder)
     return model, round(1 / stage.measure(model)["latent_std"], 4)
 
 
-def towers(folder: Path) -> tuple[Any, Any]:
-    """The trained text tower and eye, with the tokenizer."""
-    stage = Text(folder)
-    return finished(stage, folder), stage.tokenizer
+def tower(folder: Path) -> CLIPTextModel:
+    """The text tower as the denoiser reads it; the shipped one if none is trained."""
+    if not _trained("text", folder):
+        model = CLIPTextModel.from_pretrained(BASE / "text_encoder", torch_dtype=torch.float32)
+        return model.eval().requires_grad_(False)
+    return text_encoder(finished(Text(folder), folder)).requires_grad_(False)
 
 
-def denoiser(folder: Path, device: str = "cpu") -> Denoiser:
-    """The denoiser's stage, on the latents of the trained autoencoder."""
+def denoiser(folder: Path, device: str = "cpu", start: str | None = None) -> Denoiser:
+    """The denoiser's stage, on the latents of the autoencoder.
+
+    Args:
+        folder: of pre-training.
+        device: where it runs.
+        start: a diffusers folder whose ``unet`` it begins from, or ``"world"`` for the shipped base.
+    """
     vae, scale = autoencoder(folder)
-    both, tokenizer = towers(folder)
+    text = tower(folder)
+    where = folder / "tokenizer" if _trained("text", folder) else BASE / "tokenizer"
     scenes = Scenes(folder / "scenes", seed=11, shards=BASE_SHARDS)
     latents = Latents(scenes, vae.to(device), scale)
-    return Denoiser(latents, both.text.to(device), tokenizer, vae.config.latent_channels)
+    begin = None if start is None else (BASE if start == "world" else Path(start)) / "unet"
+    tokenizer = CLIPTokenizer.from_pretrained(where)
+    return Denoiser(latents, text.to(device), tokenizer, vae.config.latent_channels, begin)
 
 
 STAGES: dict[str, Callable[[Path, str], Trainee]] = {
     "autoencoder": lambda folder, device: Autoencoder(folder),
     "text": lambda folder, device: Text(folder),
+    "eye": lambda folder, device: EyeStage(folder, finished(Text(folder), folder).to(device)),
     "denoiser": denoiser,
     "judge": lambda folder, device: JudgeStage(folder),
     "pair": lambda folder, device: PairStage(folder),
@@ -83,10 +105,9 @@ def find_stage(name: str, folder: Path, device: str) -> Trainee:
 def assemble(folder: Path, target: Path) -> None:
     """Write what has been trained as a standard diffusers folder (float16), without the pretrain states."""
     vae, scale = autoencoder(folder)
-    both, tokenizer = towers(folder)
-    unet = finished(denoiser(folder), folder)
+    stage = denoiser(folder)
+    text, tokenizer, unet = stage.text, stage.tokenizer, finished(stage, folder)
     vae.register_to_config(scaling_factor=scale)
-    text = text_encoder(both.text)
     target.mkdir(parents=True, exist_ok=True)
     for model, name in ((vae, "vae"), (text, "text_encoder"), (unet, "unet")):
         model.half().to(memory_format=torch.contiguous_format).save_pretrained(target / name)
@@ -114,6 +135,6 @@ def assemble(folder: Path, target: Path) -> None:
 
 def write_eye(folder: Path, target: Path) -> None:
     """Write the eye's weights (float16)."""
-    both, _ = towers(folder)
+    sight = finished(find_stage("eye", folder, "cpu"), folder)
     with replacing(target) as new:
-        save_file({k: v.half().contiguous() for k, v in both.eye.state_dict().items()}, new)
+        save_file({k: v.half().contiguous() for k, v in sight.eye.state_dict().items()}, new)

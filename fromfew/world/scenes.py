@@ -88,11 +88,8 @@ def draw(scene: Scene, rng: np.random.Generator) -> Drawn:
     picture = background(scene.context, rng)
     alphas: list[np.ndarray] = []
     for item, (x, y, size) in zip(scene.items, _places(scene, rng), strict=True):
-        thing = item.picture()
-        if item.who < 0 and rng.random() < 0.5:
-            thing = thing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        thing = thing.resize((size, size), Image.Resampling.BILINEAR)
-        tilt = rng.uniform(-4, 4) if item.who >= 0 else rng.uniform(-12, 12)
+        thing = item.picture().resize((size, size), Image.Resampling.BILINEAR)
+        tilt = rng.uniform(-4, 4) if item.who >= 0 else rng.uniform(-6, 6)
         thing = thing.rotate(tilt, Image.Resampling.BILINEAR)
         _shadow(picture, x, y, size)
         picture.paste(thing, (x, y), thing)
@@ -105,10 +102,10 @@ def draw(scene: Scene, rng: np.random.Generator) -> Drawn:
 def _places(scene: Scene, rng: np.random.Generator) -> list[tuple[int, int, int]]:
     """(left, top, size) of every item."""
     if len(scene.items) == 1:
-        size = int(rng.integers(62, 95))
+        size = int(rng.integers(72, 97))
         spare = SIZE - size
-        x = int(np.clip(rng.normal(spare / 2, spare / 6), 0, spare))
-        y = int(np.clip(rng.normal(spare * 0.6, spare / 6), 0, spare))
+        x = int(np.clip(rng.normal(spare / 2, spare / 8), 0, spare))
+        y = int(np.clip(rng.normal(spare * 0.6, spare / 8), 0, spare))
         return [(x, y, size)]
     sizes = rng.integers(50, 61, 2)
     near, far = (int(v) for v in rng.integers(2, 8, 2))
@@ -182,7 +179,7 @@ def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
     return " ".join(part for part in (said_, where, style) if part)
 
 
-def random_item(rng: np.random.Generator, *, core: float = 0.62, names_: tuple[str, ...] | None = None) -> Item:
+def random_item(rng: np.random.Generator, *, core: float = 0.75, names_: tuple[str, ...] | None = None) -> Item:
     """A random thing: a core object with probability ``core``, else one called by its category."""
     if names_ is not None:
         name = str(rng.choice(names_))

@@ -84,6 +84,11 @@ class Concept:
         parts: What is attached to a model.
         card: Where it comes from.
         strength: Factor of everything it does; 0 is the base itself.
+        also: Further placeholders it answers to, each with its noun or None, if several things were learned or
+            joined in one concept.
+
+    Raises:
+        FromfewError: If it is to answer twice to one placeholder.
     """
 
     name: str
@@ -92,6 +97,16 @@ class Concept:
     parts: Parts
     card: Card
     strength: float = 1.0
+    also: Mapping[str, str | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.placeholder in self.also:
+            raise FromfewError(f"'{self.name}' answers twice to {self.placeholder}; give one another placeholder.")
+
+    @property
+    def answers(self) -> dict[str, str | None]:
+        """Every placeholder it answers to, with its noun."""
+        return {**({self.placeholder: self.noun} if self.placeholder is not None else {}), **self.also}
 
     def scaled(self, strength: float) -> Concept:
         """The same concept, this much as strong as it is now."""
@@ -122,6 +137,7 @@ class Concept:
             "name": self.name,
             "placeholder": self.placeholder,
             "noun": self.noun,
+            "also": dict(self.also),
             "strength": self.strength,
             "parts": [{"name": n, "kind": part.kind, "config": part.config()} for n, part in self.parts.items()],
             "card": asdict(self.card),
@@ -148,7 +164,8 @@ class Concept:
             _check_schema(about, folder)
             parts = _parts(about["parts"])
             _fill(parts, read_tensors(folder / _TENSORS))
-            return cls(*_naming(about), parts, _card(about["card"]), float(about.get("strength", 1.0)))
+            strength = float(about.get("strength", 1.0))
+            return cls(*_naming(about), parts, _card(about["card"]), strength, _also(about.get("also", {})))
         except FromfewError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError) as error:
@@ -181,6 +198,12 @@ def _naming(about: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
     if not isinstance(name, str) or not all(value is None or isinstance(value, str) for value in (placeholder, noun)):
         raise ValueError("name, placeholder or noun is not text")
     return name, placeholder, noun
+
+
+def _also(told: Any) -> dict[str, str | None]:
+    if not isinstance(told, dict) or not all(noun is None or isinstance(noun, str) for noun in told.values()):
+        raise ValueError("its further placeholders have no proper nouns")
+    return told
 
 
 def _parts(described: Any) -> Parts:

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from fromfew.commands.concepts import check_prompts, peek
 from fromfew.concept import Card, Concept, kinds, load
 from fromfew.errors import FromfewError
 from fromfew.fit import generator
@@ -130,3 +131,21 @@ def test_the_card_tells_where_a_concept_comes_from():
     assert card.bytes == 128
     assert one.same_base(bb)
     assert not one.same_base(tiny("sd21"))
+
+
+def test_a_concept_may_answer_to_several_placeholders(tmp_path):
+    from dataclasses import replace
+
+    one = replace(concept(), also={"<w>": "dog", "<s>": None})
+    assert load(one.save(tmp_path / "c")).answers == {"<v>": "cat", "<w>": "dog", "<s>": None}
+    assert peek(tmp_path / "c").words == "<v> cat and <w> dog and <s>"
+    assert check_prompts(["a <v> cat and a <w> dog in <s> style"], [peek(tmp_path / "c")]) == []
+    [missing] = check_prompts(["a <v> cat in <s> style"], [peek(tmp_path / "c")])
+    assert "<w> dog" in missing
+    with pytest.raises(FromfewError, match="answers twice to <v>"):
+        replace(concept(), also={"<v>": "dog"})
+    edit(tmp_path / "c", lambda about: about.update(also={"<w>": 3}))
+    with pytest.raises(FromfewError, match="damaged"):
+        load(tmp_path / "c")
+    with pytest.raises(FromfewError, match="damaged"):
+        peek(tmp_path / "c")

@@ -34,9 +34,15 @@ class Known:
     about: dict[str, Any]
 
     @property
+    def answers(self) -> dict[str, str | None]:
+        """Every placeholder it answers to, with its noun."""
+        return {**({self.placeholder: self.noun} if self.placeholder else {}), **self.about.get("also", {})}
+
+    @property
     def words(self) -> str:
-        """How a prompt calls it, such as ``<rex> cat``."""
-        return " ".join(word for word in (self.placeholder, self.noun) if word)
+        """How a prompt calls it, such as ``<rex> cat``, or ``<rex> cat and <tom> dog``."""
+        each = [f"{word} {noun}" if noun else word for word, noun in self.answers.items()]
+        return " and ".join(each) or self.noun or ""
 
 
 def _missing(folder: Path) -> FromfewError:
@@ -65,7 +71,7 @@ def peek(folder: Path | str) -> Known:
         name, placeholder, noun, card = about["name"], about["placeholder"], about["noun"], about["card"]
         base = card["base"]
         texts = [name, card["method"], base["name"], base["fingerprint"]]
-        optional = [value for value in (placeholder, noun) if value is not None]
+        optional = [value for value in (placeholder, noun, *about.get("also", {}).values()) if value is not None]
         if not all(isinstance(value, str) for value in texts + optional):
             raise TypeError
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -139,12 +145,12 @@ def check_prompts(prompts: Iterable[str], concepts: Sequence[Known]) -> list[str
         FromfewError: A prompt is empty, or calls a concept that is not there; the nearest is named.
     """
     prompts = list(prompts)
-    known = [one.placeholder for one in concepts if one.placeholder]
+    known = [word for one in concepts for word in one.answers]
     for one in concepts:
         if sum(one.sha256 == other.sha256 and one.name == other.name for other in concepts) > 1:
             raise FromfewError(f"The concept '{one.folder}' is given twice. Give it once, with a strength.")
     for twice in {word for word in known if known.count(word) > 1}:
-        both = " and ".join(f"'{one.folder}'" for one in concepts if one.placeholder == twice)
+        both = " and ".join(f"'{one.folder}'" for one in concepts if twice in one.answers)
         raise FromfewError(f"{both} both answer to {twice}. Learn one of them again with another --as.")
     for prompt in prompts:
         if not prompt.strip():
@@ -160,7 +166,9 @@ def check_prompts(prompts: Iterable[str], concepts: Sequence[Known]) -> list[str
             raise FromfewError(f"The prompt calls {word}, which no concept answers to. {hint}")
     called = " ".join(prompts)
     return [
-        f"No prompt calls {one.placeholder}: '{one.name}' may not show. Write '{one.words}' where it belongs."
+        f"No prompt calls {word}: '{one.name}' may not show. Write '{' '.join(filter(None, (word, noun)))}' where it "
+        "belongs."
         for one in concepts
-        if one.placeholder and one.placeholder not in called
+        for word, noun in one.answers.items()
+        if word not in called
     ]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny
+from safetensors.torch import load_file
 
 from fromfew.errors import FromfewError
 from fromfew.pretrain import data
@@ -14,7 +15,9 @@ from fromfew.pretrain.autoencoder import Autoencoder, components, psnr, write_en
 from fromfew.pretrain.data import NOTHING, OBJECTS, SHARD, Scenes, half, to_labels, to_tensor
 from fromfew.pretrain.loop import generator
 from fromfew.pretrain.report import judged, pairs, real, scenes
-from fromfew.pretrain.stages import STAGES, find_stage, finished
+from fromfew.pretrain.ship import WEIGHTS
+from fromfew.pretrain.stages import STAGES, denoiser, find_stage, finished
+from fromfew.pretrain.text import EyeStage, Text, short, tokens
 from fromfew.pretrain.tokens import LENGTH, train_tokenizer
 from fromfew.world.scenes import CATEGORY, draw
 
@@ -143,8 +146,105 @@ def test_the_judge_knows_real_scenes_and_not_noise():
     assert judged(noise, asked)["object"] < 10
 
 
+def test_masks_of_a_shard_cover_the_things(few, tmp_path):
+    stream = Scenes(tmp_path, 11, 1)
+    masks = stream.shard(0).masks
+    assert masks.shape == (16, 16, 16)
+    scene, rng = stream.scene(3)
+    alpha = np.max(draw(scene, rng).alphas, axis=0)
+    assert abs(float(masks[3].mean()) - float(alpha.mean())) < 1
+    assert masks[3, 0, 0] == 0 or alpha[:8, :8].any()
+
+
+def test_a_text_batch_has_two_ways_to_say_each_thing_and_hard_negatives(tmp_path):
+    train_tokenizer(tmp_path / "tokenizer", captions=300, size=700)
+    stage = Text(tmp_path)
+    stage.batch_size = 16
+    first, second, same = stage.batch(0)
+    said = [stage.tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (first, second)]
+    assert not torch.equal(first, second) if first.shape == second.shape else True
+    assert bool(same.diag().all())
+    assert torch.equal(same, same.T)
+    # Rows of a group say the same place, and all but chance twins another thing.
+    ends = [" ".join(line.split()[-2:]) for line in said[0][:4]]
+    assert len(set(said[0][:4])) > 1 or bool(same[:4, :4].all())
+    assert len(set(ends)) <= 3
+
+
+def test_the_tower_learns_to_tell_captions_apart(tmp_path):
+    from fromfew.pretrain.loop import Run
+
+    train_tokenizer(tmp_path / "tokenizer", captions=300, size=700)
+    stage = Text(tmp_path)
+    stage.batch_size, stage.warmup = 16, 2
+    run = Run(stage, tmp_path)
+    losses = [run.advance()[0] for _ in range(12)]
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+
+
+def test_padding_to_the_longest_changes_no_state_before_it(tmp_path):
+    tokenizer = train_tokenizer(tmp_path / "tokenizer", captions=300, size=700)
+    tower = Text(tmp_path).build().eval()
+    said = ["a cat", "a red balloon in the snow"]
+    long, few_ids = tokens(tokenizer, said), short(tokenizer, said)
+    assert few_ids.shape[1] < long.shape[1] == LENGTH
+    with torch.no_grad():
+        whole, part = (tower(ids).last_hidden_state for ids in (long, few_ids))
+    assert torch.allclose(whole[:, : few_ids.shape[1]], part, atol=1e-5)
+
+
+def test_the_eye_learns_what_the_locked_tower_says(few, tmp_path):
+    from fromfew.pretrain.loop import Run
+
+    train_tokenizer(tmp_path / "tokenizer", captions=300, size=700)
+    tower = Text(tmp_path).build().requires_grad_(False)
+    before = {k: v.clone() for k, v in tower.state_dict().items()}
+    stage = EyeStage(tmp_path, tower, shards=1)
+    stage.batch_size, stage.warmup = 8, 2
+    run = Run(stage, tmp_path)
+    losses = [run.advance()[0] for _ in range(20)]
+    assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
+    assert all(torch.equal(before[k], v) for k, v in tower.state_dict().items())
+
+
+def test_things_weigh_more_in_the_denoisers_loss(tmp_path):
+    stage = denoiser(tmp_path)
+
+    class Off(torch.nn.Module):
+        """Wrong by one in the left half, right elsewhere."""
+
+        def __init__(self):
+            super().__init__()
+            self.none = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x, t, states):
+            wrong = torch.zeros_like(x)
+            wrong[..., :8] = 1
+            return type("Out", (), {"sample": self.target + wrong})
+
+    model = Off()
+    x0 = torch.randn(2, 12, 16, 16, generator=generator(1))
+    things = torch.zeros(2, 1, 16, 16)
+    things[..., :8] = 1
+    with torch.no_grad():
+        stage.signal = torch.zeros_like(stage.signal)  # no signal: v is -x0
+        model.target = -x0
+        loss, figures = stage.loss(model, (x0, things, ["a cat", "a dog"]), generator(3))
+    assert float(loss) == pytest.approx(4 / 5, abs=1e-5)
+    assert figures["plain"] == pytest.approx(0.5, abs=1e-4)
+
+
+def test_a_denoiser_may_begin_from_the_shipped_base(tmp_path):
+    fresh, from_world = denoiser(tmp_path).build(), denoiser(tmp_path, start="world").build()
+    assert from_world.training
+    shipped = load_file(WEIGHTS / "base" / "unet" / "diffusion_pytorch_model.safetensors")
+    key = "mid_block.resnets.0.conv1.weight"
+    assert torch.equal(from_world.state_dict()[key], shipped[key].float())
+    assert not torch.equal(fresh.state_dict()[key], shipped[key].float())
+
+
 def test_stages_that_have_not_run_are_named(tmp_path):
-    assert list(STAGES)[:3] == ["autoencoder", "text", "denoiser"]
+    assert list(STAGES)[:4] == ["autoencoder", "text", "eye", "denoiser"]
     with pytest.raises(FromfewError, match="denoiser"):
         find_stage("denoisr", tmp_path, "cpu")
     with pytest.raises(FromfewError, match="fromfew pretrain autoencoder"):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fromfew.errors import FromfewError
 from fromfew.method import Learner, find
@@ -19,7 +20,7 @@ __all__ = ["learn"]
 
 
 def learn(
-    photos: References | Path | str | Sequence[Path | str] | None,
+    photos: References | Path | str | Sequence[Path | str] | Sequence[References] | None,
     *,
     method: str | Learner = "lora",
     base: Backbone | str = "world",
@@ -34,7 +35,8 @@ def learn(
     """Learn a concept from a few photos; it is ready for `make` and for ``concept.save(folder)``.
 
     Args:
-        photos: A folder, files, or `References`; None for methods that need none.
+        photos: A folder, files, or `References`; None for methods that need none. Several `References` are learned
+            together, by methods whose card says ``joint``.
         method: A method, or its name.
         base: A backbone, or what to open.
         noun: The plain noun of what the photos show.
@@ -54,6 +56,9 @@ def learn(
         method = find(method).of(settings)
     elif settings:
         raise FromfewError("Give settings to the method itself, or name the method and give them here.")
+    if isinstance(photos, Sequence) and photos and all(isinstance(one, References) for one in photos):
+        first, *others = cast(Sequence[References], photos)
+        photos = replace(first, also=(*first.also, *others))
     if photos is not None and not isinstance(photos, References):
         photos = References.read(photos, noun=noun, placeholder=placeholder, role=role)  # type: ignore[arg-type]
     bb = open_backbone(base) if isinstance(base, str) else base

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from fromfew.data import Source
     from fromfew.fit import History, Stage, Watch
     from fromfew.parts.word import Word
-    from fromfew.ports.part import Part, Parts
+    from fromfew.ports.part import Parts
     from fromfew.references import References
 
 __all__ = ["Encoded", "Free", "Learner", "Tuned", "cards", "find", "names"]
@@ -78,9 +79,11 @@ class Learner(ABC):
         """
         reasons = self.needs(bb)
         least = self.card()["photos"][0]
-        count = len(refs) if refs is not None else 0
-        if count < least:
-            reasons.append(f"it needs at least {least} photo{'s' if least > 1 else ''}, not {count}")
+        for count in [len(one) for one in refs.subjects] if refs is not None else [0]:
+            if count < least:
+                reasons.append(f"it needs at least {least} photo{'s' if least > 1 else ''}, not {count}")
+        if refs is not None and refs.also and not self.card().get("joint", False):
+            reasons.append("it learns one thing at a time; learn each apart and combine them")
         if reasons:
             raise FromfewError(f"{self.name()} cannot learn this on '{bb.name}': {'; '.join(reasons)}.")
 
@@ -118,13 +121,12 @@ class Learner(ABC):
             bytes=sum(value.numel() * value.element_size() for value in parts.state_dict().values()),
             versions=versions(),
         )
-        name = refs.placeholder.strip("<>") if refs is not None else self.name()
-        answers = refs.placeholder if refs is not None and any(_answers(part) for part in parts) else None
-        return Concept(name, answers, refs.noun if refs is not None else None, parts, card)
-
-
-def _answers(part: Part) -> bool:
-    return getattr(part, "placeholder", None) is not None
+        if refs is None:
+            return Concept(self.name(), None, None, parts, card)
+        spoken = {getattr(part, "placeholder", None) for part in parts}
+        name = "-".join(one.placeholder.strip("<>") for one in refs.subjects)
+        also = {one.placeholder: one.noun for one in refs.also if one.placeholder in spoken}
+        return Concept(name, refs.placeholder if spoken - {None} else None, refs.noun, parts, card, also=also)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,25 +219,59 @@ class Tuned(Learner):
         me.refuse(bb, refs)
         rng = generator(seed)
         parts = me.parts(bb, refs, rng)
-        mark = f"{me!r} {refs.hashes} {refs.noun} {refs.placeholder} {seed}"
+        mark = f"{me!r} {refs.hashes} {[(one.noun, one.placeholder) for one in refs.subjects]} {seed}"
         history = []
         for number, stage in enumerate(me.stages(bb, refs, parts, seed=seed)):
             kept = work / f"stage-{number}.safetensors" if work is not None else None
             history.append(fit(bb, parts, stage, rng=rng, watch=watch, resume=kept, mark=mark))
         return me._concept(bb, refs, parts, seed, history)
 
-    def word(self, bb: Backbone, refs: References, rng: Generator, *, count: int = 1, start: str = "") -> Word:
-        """The concept's word, as ``modifier`` wants it; a learned one begins as ``text`` or ``start``."""
+    def word(
+        self, bb: Backbone, refs: References, rng: Generator, *, count: int = 1, start: str = "", nth: int = 0
+    ) -> Word:
+        """The concept's word, as ``modifier`` wants it; a learned one begins as ``text``, ``start`` or a rare word.
+
+        Args:
+            bb: The base.
+            refs: What it stands for.
+            rng: Chance.
+            count: Vectors of a learned word.
+            start: What a learned word begins as.
+            nth: Which of the base's rare words is taken, so that several subjects get different ones.
+        """
         from fromfew.parts.word import Word, rare
 
         if self.modifier == "text":
             return Word.plain(refs.placeholder, str(self.text))
         if self.modifier == "rare":
-            return Word.plain(refs.placeholder, self.text or rare(bb))
-        return Word.learned(bb, refs.placeholder, self.text or start or rare(bb), count, rng)
+            return Word.plain(refs.placeholder, self.text or rare(bb, nth))
+        return Word.learned(bb, refs.placeholder, self.text or start or rare(bb, nth), count, rng)
+
+    def words(self, bb: Backbone, refs: References, rng: Generator, *, count: int = 1) -> dict[str, Word]:
+        """A word for every subject, as `word` makes them: "word", then "word2" and so on.
+
+        Raises:
+            FromfewError: If one ``text`` is to stand for several subjects.
+        """
+        if refs.also and self.modifier != "word" and self.text:
+            raise FromfewError("One text cannot stand for several things: leave text open, or use modifier 'word'.")
+        return {
+            f"word{nth + 1}" if nth else "word": self.word(bb, one, rng, count=count, nth=nth)
+            for nth, one in enumerate(refs.subjects)
+        }
 
     def photos(self, bb: Backbone, refs: References) -> Source:
-        """Batches of the photos with their prompts, as the shared settings say."""
+        """Batches of the photos with their prompts, as the shared settings say; every subject gets its share."""
+        from fromfew.data import joined
+
+        each = [self._photos(bb, one, self._share(refs)) for one in refs.subjects]
+        return joined(*each) if len(each) > 1 else each[0]
+
+    def _share(self, refs: References) -> int:
+        """Rows of each subject in a batch."""
+        return math.ceil((self.batch or 1) / len(refs.subjects))
+
+    def _photos(self, bb: Backbone, refs: References, batch: int) -> Source:
         from fromfew.data import photo_batches
 
         if not self.masked:
@@ -243,7 +279,7 @@ class Tuned(Learner):
         return photo_batches(
             refs,
             size=bb.default_size,
-            batch=self.batch or 1,
+            batch=batch,
             noun=self.noun,
             zoom=self.zoom,
             templates=bb.defaults.templates,
@@ -262,11 +298,15 @@ class Tuned(Learner):
         photos = self.photos(bb, refs)
         if not self.prior:
             return photos
-        if refs.noun is None:
+        nouns = {one.noun for one in refs.subjects}
+        if None in nouns:
             raise FromfewError('Pictures of the plain noun need one: say what the photos show with --noun "...".')
-        steps = min(bb.defaults.steps, 25)
-        drawn = class_images(bb, refs.noun, self.class_images or 16, seed=seed, steps=steps)
-        return joined(photos, class_batches(drawn, noun=refs.noun, size=bb.default_size, batch=self.batch or 1))
+        steps, share = min(bb.defaults.steps, 25), math.ceil((self.batch or 1) / len(nouns))
+        plain = []
+        for noun in sorted(map(str, nouns)):
+            drawn = class_images(bb, noun, self.class_images or 16, seed=seed, steps=steps)
+            plain.append(class_batches(drawn, noun=noun, size=bb.default_size, batch=share))
+        return joined(photos, *plain)
 
     def terms(self) -> list[tuple[float, Any]]:
         """Denoising of the photos (inside their masks) and, weighted by ``prior``, of class pictures."""

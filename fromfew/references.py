@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -91,6 +91,8 @@ class References:
         role: What is to be learnt from them.
         placeholder: What stands for it in prompts, such as ``<rex>``.
         notes: What was done or left out on reading, one sentence each.
+        also: Further things that are to be learned together with this one, each with photos, noun, role and
+            placeholder of its own; one photo may show several, with another mask for each.
     """
 
     photos: tuple[Reference, ...]
@@ -98,9 +100,16 @@ class References:
     role: Role = "subject"
     placeholder: str = "<v>"
     notes: tuple[str, ...] = ()
+    also: tuple[References, ...] = ()
 
     def __post_init__(self) -> None:
         check_placeholder(self.placeholder)
+        names = [self.placeholder, *(one.placeholder for one in self.also)]
+        for name in names:
+            if names.count(name) > 1:
+                raise FromfewError(f"Two things to learn are both called {name}. Give each a placeholder of its own.")
+        if any(one.also for one in self.also):
+            raise FromfewError("List all further things to learn beside the first one, not beside each other.")
         if self.role not in get_args(Role):
             raise unknown("role", str(self.role), get_args(Role))
         if self.noun is not None:
@@ -112,9 +121,14 @@ class References:
         return len(self.photos)
 
     @property
+    def subjects(self) -> tuple[References, ...]:
+        """Everything that is to be learned, this first, each apart."""
+        return (replace(self, also=()), *self.also)
+
+    @property
     def hashes(self) -> tuple[str, ...]:
-        """The photos' SHA-256, in order."""
-        return tuple(photo.sha256 for photo in self.photos)
+        """The photos' SHA-256, in order, subject after subject."""
+        return tuple(photo.sha256 for one in self.subjects for photo in one.photos)
 
     @property
     def words(self) -> str:

@@ -138,7 +138,7 @@ def test_a_concept_may_answer_to_several_placeholders(tmp_path):
 
     one = replace(concept(), also={"<w>": "dog", "<s>": None})
     assert load(one.save(tmp_path / "c")).answers == {"<v>": "cat", "<w>": "dog", "<s>": None}
-    assert peek(tmp_path / "c").words == "<v> cat and <w> dog and <s>"
+    assert peek(tmp_path / "c").words == "<v> cat and a <w> dog and a <s>"
     assert check_prompts(["a <v> cat and a <w> dog in <s> style"], [peek(tmp_path / "c")]) == []
     [missing] = check_prompts(["a <v> cat in <s> style"], [peek(tmp_path / "c")])
     assert "<w> dog" in missing

@@ -40,9 +40,9 @@ class Known:
 
     @property
     def words(self) -> str:
-        """How a prompt calls it, such as ``<rex> cat``, or ``<rex> cat and <tom> dog``."""
+        """How a prompt calls it, such as ``<rex> cat``, or ``<rex> cat and a <tom> dog``."""
         each = [f"{word} {noun}" if noun else word for word, noun in self.answers.items()]
-        return " and ".join(each) or self.noun or ""
+        return " and a ".join(each) or self.noun or ""
 
 
 def _missing(folder: Path) -> FromfewError:

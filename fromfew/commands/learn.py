@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shlex
 import shutil
@@ -35,7 +36,25 @@ _EPILOG = """examples:
   fromfew learn photos/ --noun "cat" --as "<rex>"
   fromfew learn photos/ --noun "cat" --method textual-inversion --steps 300
   fromfew learn paintings/ --noun "painting" --role style --as "<mine>"
+  fromfew learn rex/ --noun "cat" --as "<rex>" --also tom/ --noun "dog" --as "<tom>" --method custom-diffusion
 """
+
+
+class _Also(argparse.Action):
+    """``--also`` begins another subject; the ``--noun``, ``--as`` and ``--role`` behind it are that subject's."""
+
+    def __call__(self, parser: Any, found: argparse.Namespace, value: Any, option: str | None = None) -> None:
+        found.also = [*found.also, {"photos": value, "noun": None, "placeholder": None, "role": None}]
+
+
+class _Of(argparse.Action):
+    """Belongs to the subject that was named last."""
+
+    def __call__(self, parser: Any, found: argparse.Namespace, value: Any, option: str | None = None) -> None:
+        if found.also:
+            found.also[-1][self.dest] = value
+        else:
+            setattr(found, self.dest, value)
 
 
 @dataclass(frozen=True)
@@ -65,6 +84,7 @@ class _Plan:
             "noun": refs.noun if refs else None,
             "placeholder": refs.placeholder if refs else None,
             "role": refs.role if refs else None,
+            "also": [[one.noun, one.placeholder, one.role] for one in refs.also] if refs else [],
         }
 
 
@@ -82,10 +102,15 @@ def _parser(method: str, base: str, card: Mapping[str, Any]) -> tuple[Parser, di
 
     parser = Parser("learn", "Learn a concept from a few photos.", epilog=_EPILOG)
     parser.add_argument("photos", nargs="*", metavar="PHOTOS", help="a folder of photos, or the photos themselves")
-    parser.add_argument("--noun", help='what the photos show, such as "cat"; optional if every photo has a caption')
-    parser.add_argument("--as", dest="placeholder", metavar="<WORD>", default="<v>",
+    parser.add_argument("--noun", action=_Of,
+                        help='what the photos show, such as "cat"; optional if every photo has a caption')  # fmt: skip
+    parser.add_argument("--as", action=_Of, dest="placeholder", metavar="<WORD>", default="<v>",
                         help="what stands for it in prompts, such as <rex> (default: <v>)")  # fmt: skip
-    parser.add_argument("--role", choices=get_args(Role), help="what to learn (default: what the method is best at)")
+    parser.add_argument("--role", action=_Of, choices=get_args(Role),
+                        help="what to learn (default: what the method is best at)")  # fmt: skip
+    parser.add_argument("--also", action=_Also, nargs="+", default=[], metavar="PHOTOS",
+                        help="photos of a further subject, learned together with the first; followed by its own "
+                        "--noun, --as and --role; may be given several times")  # fmt: skip
     parser.add_argument("--method", default=_DEFAULT_METHOD, help=f"how to learn (default: {_DEFAULT_METHOD})")
     parser.add_argument("--base", default="world", help="model to learn on: world, a folder, a checkpoint, a hub id")
     parser.add_argument("--out", type=Path, help="folder for the concept (default: concepts/WORD)")
@@ -110,20 +135,31 @@ def _settings(method: str, given: Mapping[str, Any]) -> Learner:
 
 
 def _references(found: argparse.Namespace, method: str, card: Mapping[str, Any]) -> References | None:
-    """The photos, or None for a method that needs none and got none."""
+    """The photos of every subject, or None for a method that needs none and got none."""
+    if not found.photos:
+        if card.get("photos", (1, 1))[0] == 0 and not found.also:
+            return None
+        raise FromfewError('Say where the photos are: fromfew learn PHOTOS --noun "cat".')
+    if found.also and not card.get("joint", False):
+        raise FromfewError(
+            f"The method '{method}' learns one thing at a time. Learn each apart and join them with 'fromfew combine'."
+        )
+    first = {"photos": found.photos, "noun": found.noun, "placeholder": found.placeholder, "role": found.role}
+    each = [_subject(one, found.skip_bad, method, card) for one in (first, *found.also)]
+    return dataclasses.replace(each[0], also=tuple(each[1:]))
+
+
+def _subject(told: Mapping[str, Any], skip_bad: bool, method: str, card: Mapping[str, Any]) -> References:
+    """The photos of one subject."""
     least, most = card.get("photos", (1, 10**6))
     learns = tuple(card.get("learns", ("subject",)))
-    role = found.role or ("subject" if "subject" in learns else learns[0])
+    role = told["role"] or ("subject" if "subject" in learns else learns[0])
     if role not in learns:
         able = ", ".join(learns)
         raise FromfewError(f"The method '{method}' does not learn the role '{role}', but: {able}.")
-    if not found.photos:
-        if least == 0:
-            return None
-        raise FromfewError('Say where the photos are: fromfew learn PHOTOS --noun "cat".')
-    where = found.photos[0] if len(found.photos) == 1 else found.photos
+    where = told["photos"][0] if len(told["photos"]) == 1 else told["photos"]
     refs = References.read(
-        where, noun=found.noun, placeholder=found.placeholder, role=cast(Role, role), skip_bad=found.skip_bad
+        where, noun=told["noun"], placeholder=told["placeholder"], role=cast(Role, role), skip_bad=skip_bad
     )
     for note in refs.notes:
         remark(note)
@@ -141,6 +177,7 @@ def _check_out(out: Path, resume: bool, replace: bool) -> None:
         FromfewError: With what to type instead.
     """
     recover_folder(out)
+    shutil.rmtree(out / _DONE, ignore_errors=True)  # left by a run that was killed at its very end
     if out.exists() and not out.is_dir():
         raise FromfewError(f"'{out}' is a file. Choose another folder with --out.")
     if not out.exists() or not any(out.iterdir()):
@@ -162,6 +199,13 @@ def _plan(found: argparse.Namespace, where: Mapping[str, str], method: str, card
     check_placeholder(found.placeholder)
     if found.noun is not None:
         found.noun = check_noun(found.noun)
+    for one in found.also:
+        if one["placeholder"] is None:
+            raise FromfewError(f"Say what stands for '{one['photos'][0]}' in prompts: --also PHOTOS --as \"<w>\".")
+        check_placeholder(one["placeholder"])
+        one["noun"] = check_noun(one["noun"]) if one["noun"] is not None else None
+    if found.also and found.watch:
+        raise FromfewError("--watch looks at one subject; leave it out with --also.")
     if found.device not in ("auto", "cpu") and not found.device.startswith("cuda"):
         raise FromfewError(f"Unknown device '{found.device}'. There is: auto, cpu, cuda.")
     base = check_base(found.base)
@@ -172,7 +216,9 @@ def _plan(found: argparse.Namespace, where: Mapping[str, str], method: str, card
     if found.watch and card.get("kind") != "tuned":
         raise FromfewError(f"--watch is for methods that learn step by step; '{method}' does not.")
     learner = _settings(method, chosen(found, where))
-    out = found.out or Path("concepts") / (found.placeholder.strip("<>") if found.photos else method)
+    called = [found.placeholder, *(one["placeholder"] for one in found.also)]
+    own = "-".join(word.strip("<>") for word in called) if found.photos else method
+    out = found.out or Path("concepts") / own
     _check_out(out, found.resume, found.replace)
     refs = _references(found, method, card)
     return _Plan(refs, learner, method, base, found.device, out, found.seed, found.resume, found.watch)
@@ -203,7 +249,6 @@ def _prepare_work(plan: _Plan) -> Path:
     """
     work = plan.out / _WORK
     mark = plan.mark()
-    shutil.rmtree(plan.out / _DONE, ignore_errors=True)
     if plan.resume and (work / _RUN).exists():
         try:
             before = json.loads(read_regular(work / _RUN, 2**24))
@@ -231,7 +276,7 @@ def _watched(plan: _Plan, bb: Backbone, watch: Callable[..., None], work: Path) 
 
     learned, held = split(plan.refs)
     rule: Literal["front", "loss"] = "loss" if plan.watch == "loss" else "front"
-    watcher = Watcher(bb, held, rule=rule, inner=watch, work=work)
+    watcher = Watcher(bb, held, rule=rule, inner=watch)
     concept = plan.method.learn(bb, learned, seed=plan.seed, watch=watcher, work=work)
     remark(watcher.sentence)
     return concept
@@ -264,6 +309,10 @@ def open_base(name: str, device: str) -> Backbone:
 
 def preview_prompts(concept: Concept, role: str) -> list[str]:
     """A few prompts that show a concept: alone, and in scenes."""
+    if concept.also:
+        things = [f"a {' '.join(filter(None, words))}" for words in concept.answers.items()]
+        both = " and ".join(things)
+        return [*things, both, f"{both} on the beach"]
     word = concept.placeholder
     scenes = ("", " on the beach", " in the snow", " in the forest")
     if word is not None and role == "style":

@@ -26,12 +26,13 @@ CARD = {
     "ports": ("text", "linear"),
     "backbones": ("sd15", "sd21", "sdxl", "sd3", "flux"),
     "adds": "about 2 % of the denoiser",
+    "joint": True,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class CustomDiffusion(Tuned):
-    """Learn a subject as one word and a change of the maps that read the text.
+    """Learn a subject, or several together, as a word each and a change of the maps that read the text.
 
     Minimises ``E Σ m e² / Σ m`` with ``e = f(x_t, t, c) - target`` over the photos, from near and far, and,
     weighted by ``prior``, ``E e²`` over pictures of the plain noun, for the word's vector and for ΔK, ΔV of
@@ -52,12 +53,12 @@ class CustomDiffusion(Tuned):
     """Least and greatest zoom of the views taken of every photo; prompts tell the far and the close ones."""
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
-        """The word, beginning as a rare one, and the maps."""
+        """A word for every subject, beginning as a rare one, and the maps, which all share."""
         from fromfew.parts.full import FullDelta
         from fromfew.ports.part import Parts
 
         maps = bb.select("text.key", "text.value")
-        return Parts(word=self.word(bb, refs, rng), maps=FullDelta.of(bb, *maps))
+        return Parts(**self.words(bb, refs, rng), maps=FullDelta.of(bb, *maps))
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """One stage; photos and pictures of the plain noun in every batch."""
@@ -70,7 +71,7 @@ class CustomDiffusion(Tuned):
             steps=self.steps or 1,
             batches=self.with_prior(bb, refs, seed=seed),
             terms=self.terms(),
-            train={parts.word: self.word_lr or 0.0, parts.maps: self.lr or 0.0},
+            train={part: (self.lr if part is parts.maps else self.word_lr) or 0.0 for part in parts},
             schedule=self.schedule or "constant",
             attach=lambda batch, chance: still,
         )

@@ -117,10 +117,13 @@ class Word(WordPart):
         return f"Word({self.placeholder!r}, {what})"
 
 
-def rare(bb: Backbone) -> str:
-    """A short word that the base's first tokenizer knows as one token and that means nothing to people."""
+def rare(bb: Backbone, nth: int = 0) -> str:
+    """A short word that means nothing to people, and that the base's first tokenizer knows as one token.
+
+    ``nth`` picks the first, second or later of them; where the tokenizer knows too few, longer ones follow.
+    """
     tokenizer = next(iter(bb.text_encoders.values())).tokenizer
-    for word in ("ktn", "pll", "ucd", "sks", "olis", "zwx", "qx", "zq", "x"):
-        if len(tokenizer(word, add_special_tokens=False).input_ids) == 1:
-            return word
-    return "ktn"
+    words = ("ktn", "pll", "ucd", "sks", "olis", "zwx", "qx", "zq", "x")
+    short = [word for word in words if len(tokenizer(word, add_special_tokens=False).input_ids) == 1]
+    long = [word for word in words if word not in short]
+    return [*short, *long][nth % len(words)]

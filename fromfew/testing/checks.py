@@ -254,6 +254,25 @@ def ports_are_those_declared(bench: Bench) -> None:
         assert ports == declared, f"its card names {sorted(declared - ports)}, which it does not touch"
 
 
+def several_are_learned_together_or_refused(bench: Bench) -> None:
+    """Two subjects give one concept with two words, both learned; a method that takes one at a time says so."""
+    method, bb = _tuned(bench)
+    two = replace(bench.refs, also=(replace(few_photos(2, noun="dog"), placeholder="<w>"),))
+    if not method.card().get("joint", False):
+        assert "one thing at a time" in _refusal(lambda: method.learn(bb, two)), "two subjects: no such reason"
+        return
+    concept = replace(method, modifier="word").learn(bb, two)
+    assert concept.answers == {"<v>": "cat", "<w>": "dog"}, f"it answers to {concept.answers}"
+    plain = bench.make(["a <v> cat and a <w> dog"], concept.scaled(0))
+    assert not torch.equal(bench.make(["a <v> cat and a <w> dog"], concept), plain), "it does nothing"
+    began = replace(method, modifier="word").parts(bb, two, generator(0)).state_dict()
+    ended = concept.parts.state_dict()
+    words = [name for name in began if name.startswith("word")]
+    assert all(not torch.equal(began[name], ended[name]) for name in words), "a subject's word did not move"
+    again = Concept.load(concept.save(bench.folder / "two"))
+    assert again.answers == concept.answers, "saved and loaded, it answers to others"
+
+
 def half_precision_works(bench: Bench) -> None:
     """On a bfloat16 base pictures are finite and parts keep their own number format."""
     bb, concept = bench.bb, bench.concept
@@ -359,6 +378,7 @@ CHECKS: dict[str, Callable[[Bench], None]] = {
         any_number_of_branches_and_any_size,
         works_beside_other_families,
         ports_are_those_declared,
+        several_are_learned_together_or_refused,
         half_precision_works,
         checkpointing_gives_the_same_gradients,
         what_does_not_suit_is_refused_first,

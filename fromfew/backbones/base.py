@@ -4,7 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -20,6 +20,7 @@ from fromfew.rows import Now, Rows
 if TYPE_CHECKING:
     from fromfew.ports.attention import Site
     from fromfew.ports.part import Attached
+    from fromfew.ports.place import Place
     from fromfew.ports.text import Spliced
 
 _KEPT_PROMPTS = 1024
@@ -87,6 +88,7 @@ class Backbone(ABC):
             module.eval().requires_grad_(False)
         self.attached: list[Attached] = []
         self.now: Now | None = None
+        self.places: tuple[Place, ...] | None = None
         self._kept: dict[str | None, Text] = {}
         self._fingerprint: str | None = None
         self._linears = self._label_all()
@@ -154,8 +156,22 @@ class Backbone(ABC):
             "module", path, [f"{n}.{p}" for n, m in self.modules_().items() for p, _ in m.named_modules()]
         )
 
+    def parameter(self, path: str) -> nn.Parameter:
+        """The untouched parameter at a full path, such as ``"denoiser.conv_in.weight"``, whatever is attached.
+
+        Raises:
+            FromfewError: If there is none.
+        """
+        module, _, name = path.rpartition(".")
+        found = self.module(module)._parameters
+        if found.get(name) is None:
+            raise unknown("parameter", path, [f"{module}.{one}" for one in found])
+        return found[name]  # type: ignore[return-value]
+
     def select(self, *what: str) -> dict[str, nn.Linear]:
         """Linear maps by what they do ("text.key", "self.value", "mlp", "encoder.attention"), keyed by path.
+
+        "conv" are the denoiser's convolutions, the only ones that are no linear maps.
 
         Raises:
             FromfewError: If this backbone has no such maps.
@@ -173,7 +189,9 @@ class Backbone(ABC):
             if owner == "vae":
                 continue
             for path, module in model.named_modules():
-                if isinstance(module, nn.Linear):
+                if isinstance(module, nn.Conv2d) and owner == "denoiser":
+                    labelled.setdefault("conv", {})[f"{owner}.{path}"] = module  # type: ignore[assignment]
+                elif isinstance(module, nn.Linear):
                     labels = self._labels(path) if owner == "denoiser" else _encoder_labels(path)
                     for label in labels:
                         labelled.setdefault(label, {})[f"{owner}.{path}"] = module
@@ -249,7 +267,7 @@ class Backbone(ABC):
 
         encoder, words = self.text_encoders[key], attached_words(self)
         spliced = splice(encoder.tokenizer, [p or "" for p in prompts], words, length=encoder.length)
-        with writing(encoder.embedding, key, spliced, words):
+        with writing(encoder, spliced, words, self.places):
             return encoder.model(spliced.ids.to(self.device), output_hidden_states=True), spliced
 
     def _edited(self, text: Text) -> Text:
@@ -257,8 +275,18 @@ class Backbone(ABC):
         from fromfew.ports.text import attached_states
 
         for part, strength in attached_states(self):
-            text = part.edit(text, strength)
+            values = text.values
+            if values is not None:
+                values = part.edit(replace(text, states=values, values=None), strength).states
+            text = replace(part.edit(text, strength), values=values)
         return text
+
+    def compose(self, prompts: Sequence[str | None], places: "Sequence[Place]") -> Text:
+        """Encode prompts as these places, one a prompt, read them; nothing is remembered."""
+        from fromfew.ports.place import reading
+
+        with reading(self, places):
+            return self._compose(prompts)
 
     def _warn(self, spliced: "Spliced") -> tuple[str, ...]:
         """A warning for every prompt that was too long."""
@@ -322,8 +350,11 @@ class Backbone(ABC):
             rows: What each row is, for the parts attached; by default different pictures of the branch
                 "cond".
         """
+        from fromfew.ports.place import placed
+
         before = self.now
-        self.now = Now(rows or Rows.plain(len(xt), t), text.states.shape[1], self._grid(xt), t)
+        text, contexts = placed(self, text, t)
+        self.now = Now(rows or Rows.plain(len(xt), t), text.states.shape[1], self._grid(xt), t, contexts, text.words)
         try:
             return self._call(xt, t, text)
         finally:

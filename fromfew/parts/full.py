@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +47,10 @@ class FullDelta(DeltaPart):
     def delta(self, path: str) -> Tensor:
         """The difference of one parameter."""
         return self.deltas[flat(path)]
+
+    def sources(self, path: str) -> Sequence[Tensor]:
+        """That difference."""
+        return [self.deltas[flat(path)]]
 
     def config(self) -> dict[str, Any]:
         """Paths and shapes."""

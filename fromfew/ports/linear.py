@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -92,9 +92,23 @@ class DeltaPart(Part):
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Path of every parameter it changes (module path, dot, parameter name) and its shape."""
 
-    @abstractmethod
     def delta(self, path: str) -> Tensor:
-        """The difference at strength 1, in the parameter's shape."""
+        """The difference at strength 1, in the parameter's shape, where the base does not matter for it.
+
+        A part overrides either this or `delta_of`, which everyone asks.
+
+        Raises:
+            FromfewError: If the part has no difference without a base.
+        """
+        raise FromfewError(f"{self!r} changes '{path}' by what it is: ask delta_of with the base's own numbers.")
+
+    def delta_of(self, path: str, base: Tensor) -> Tensor:
+        """The difference at strength 1 from the base's own parameter ``base``, in its shape."""
+        return self.delta(path)
+
+    def sources(self, path: str) -> Sequence[Tensor]:
+        """The numbers that the difference of one parameter is made of; while they stay, it is computed once."""
+        return [*self.parameters(), *self.buffers()]
 
     @property
     def touches_text(self) -> bool:
@@ -153,14 +167,15 @@ def _hide(module: nn.Module, args: Any, y: Any) -> None:
 def _changed(base: Tensor | None, layer: _Layer) -> Tensor:
     """The base's parameter plus all differences; kept between calls while nothing of it changes."""
     assert base is not None
-    deltas = [(part.delta(path), strength) for part, path, strength in layer.over]
-    learning = torch.is_grad_enabled() and any(delta.requires_grad for delta, _ in deltas)
-    states = [(d._version, d.data_ptr()) for d, _ in deltas]
+    sources = [one for part, path, _ in layer.over for one in part.sources(path)]
+    learning = torch.is_grad_enabled() and any(one.requires_grad for one in sources)
+    states = [(one._version, one.data_ptr()) for one in sources]
     mark = (base._version, base.data_ptr(), states, torch.is_inference_mode_enabled())
     if not learning and layer.kept is not None and layer.kept[0] == mark:
         return layer.kept[1]
     value: Tensor = base
-    for delta, strength in deltas:
+    for part, path, strength in layer.over:
+        delta = part.delta_of(path, base)
         value = value + (delta if strength == 1 else strength * delta).to(value.device, value.dtype)
     layer.kept = None if learning else (mark, value)
     return value

@@ -1,10 +1,12 @@
 import pytest
 import torch
+from torch import nn
 
 from fromfew.errors import FromfewError
 from fromfew.fit import generator
 from fromfew.parts.full import FullDelta
 from fromfew.parts.low_rank import LowRank
+from fromfew.ports.linear import DeltaPart, flat
 from fromfew.testing.contract import predict
 from fromfew.testing.tiny import tiny
 
@@ -84,3 +86,51 @@ def test_a_part_of_another_shape_or_place_is_refused_before_anything_is_touched(
         pass
     assert other.attached == []
     assert small.attached == []
+
+
+class Doubled(DeltaPart):
+    """A difference that is the base's own parameter, times a number."""
+
+    kind = "doubled"
+
+    def __init__(self, paths):
+        super().__init__()
+        self.paths, self.times = paths, nn.Parameter(torch.zeros(1))
+
+    def shapes(self):
+        return self.paths
+
+    def delta_of(self, path, base):
+        return base * self.times
+
+    def config(self):
+        return {"paths": self.paths}
+
+
+def test_a_difference_may_depend_on_the_base_and_is_computed_once_while_nothing_changes(monkeypatch):
+    bb = tiny("sd15")
+    path = next(iter(bb.select("text.value"))) + ".weight"
+    part = Doubled({path: tuple(bb.parameter(path).shape)}).requires_grad_(False)
+    asked = []
+    monkeypatch.setattr(Doubled, "delta_of", lambda self, path, base: asked.append(path) or base * self.times)
+    plain = predict(bb)
+    with bb.attach(part):
+        assert torch.equal(predict(bb), plain)
+        predict(bb)
+        assert len(asked) == 1
+        part.times.fill_(1.0)
+        twice = predict(bb)
+    full = FullDelta({path: bb.parameter(path).shape}).requires_grad_(False)
+    full.deltas[flat(path)].copy_(bb.parameter(path))
+    with bb.attach(full):
+        assert torch.allclose(predict(bb), twice, atol=1e-6)
+    with pytest.raises(FromfewError, match="delta_of"):
+        part.delta(path)
+    with pytest.raises(FromfewError, match="Unknown parameter"):
+        bb.parameter(path.removesuffix("weight") + "wait")
+
+
+def test_convolutions_have_a_name_of_their_own():
+    bb = tiny("sd15")
+    assert all(m.weight.dim() == 4 for m in bb.select("conv").values())
+    assert not set(bb.select("conv")) & set(bb.select("all"))

@@ -40,7 +40,7 @@ def write(concept: Concept, bb: Backbone) -> dict[str, Tensor]:
     """
     if bb.family != "unet":
         raise FromfewError("diffusers keeps Custom Diffusion for Stable Diffusion 1, 2 and XL only.")
-    changes = _changes(concept)
+    changes = _changes(concept, bb)
     sites = [site for site in bb.sites.values() if site.kind == "cross"]
     known = {f"{site.name}.{name}" for site in sites for name in ("to_k", "to_v")}
     beyond = sorted(set(changes) - known)
@@ -62,7 +62,7 @@ def write(concept: Concept, bb: Backbone) -> dict[str, Tensor]:
     return tensors
 
 
-def _changes(concept: Concept) -> dict[str, Tensor]:
+def _changes(concept: Concept, bb: Backbone) -> dict[str, Tensor]:
     """Change of every weight by module path, summed over parts."""
     found: dict[str, Tensor] = {}
     for name, part in concept.parts.items():
@@ -71,7 +71,7 @@ def _changes(concept: Concept) -> dict[str, Tensor]:
         if isinstance(part, LinearPart):
             deltas = {path: part.delta(path) for path in part.targets()}
         elif isinstance(part, DeltaPart):
-            deltas = {path.removesuffix(".weight"): part.delta(path) for path in part.shapes()}
+            deltas = {path.removesuffix(".weight"): part.delta_of(path, bb.parameter(path)) for path in part.shapes()}
         else:
             raise FromfewError(f"The form 'custom-diffusion' cannot hold {name}: {part!r}.")
         for path, delta in deltas.items():

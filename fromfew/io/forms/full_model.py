@@ -36,7 +36,7 @@ def merged(concept: Concept, bb: Backbone) -> Any:
     modules = _modules(pipe, bb)
     with torch.no_grad():
         for _, part in held:
-            for path, delta in _deltas(part):
+            for path, delta in _deltas(part, bb):
                 owner = next(name for name in modules if path.startswith(f"{name}."))
                 target = modules[owner].get_parameter(path[len(owner) + 1 :])
                 target += (concept.strength * delta).to(target)
@@ -49,11 +49,11 @@ def _modules(pipe: Any, bb: Backbone) -> dict[str, Any]:
     return {name: getattr(pipe, component(bb, name)) for name in bb.modules_() if name != "vae"}
 
 
-def _deltas(part: Part) -> list[tuple[str, torch.Tensor]]:
+def _deltas(part: Part, bb: Backbone) -> list[tuple[str, torch.Tensor]]:
     if isinstance(part, LinearPart):
         return [(f"{path}.weight", part.delta(path).detach()) for path in part.targets()]
     assert isinstance(part, DeltaPart)
-    return [(path, part.delta(path).detach()) for path in part.shapes()]
+    return [(path, part.delta_of(path, bb.parameter(path)).detach()) for path in part.shapes()]
 
 
 def write(concept: Concept, bb: Backbone, folder: Path) -> None:

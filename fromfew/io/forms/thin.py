@@ -151,7 +151,7 @@ def _changes(part: Part, bb: Backbone, rank: int | None, form: str) -> Any:
         return
     assert isinstance(part, DeltaPart)
     for full_path in part.shapes():
-        delta = part.delta(full_path).detach().float().cpu()
+        delta = part.delta_of(full_path, bb.parameter(full_path)).detach().float().cpu()
         path, _, kind = full_path.rpartition(".")
         if not delta.any():
             continue

@@ -11,25 +11,36 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor, nn
 
-from fromfew.checkpoint import load_state, save_state
+from fromfew.checkpoint import Kept, load_state, save_state
 from fromfew.errors import FromfewError
-from fromfew.ports.part import Part, Parts
+from fromfew.ports.part import Part, Parts, bare
 from fromfew.rows import Rows
 
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone, Text
     from fromfew.data import Batch, Source
 
-__all__ = ["History", "Stage", "Step", "Term", "Watch", "fit", "generator", "look"]
+__all__ = ["History", "Remembering", "Stage", "Step", "Term", "Watch", "fit", "generator", "look"]
 
 _KEPT_TEXTS = 4096
 Watch = Callable[..., object]
 """Called after every step with (steps done, steps in all, a note such as "loss 0.123"); "stop" ends the stage."""
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A watch with a memory: it is kept in the stage's own state, so that it always belongs to the same step."""
+
+    def begin(self, told: Mapping[str, Any] | None, seen: Mapping[str, Tensor]) -> None:
+        """A stage begins, or goes on with what was remembered at its last kept step (None: nothing yet)."""
+
+    def memory(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What to remember after the step just watched: plain JSON, and tensors by name."""
 
 
 @dataclass(eq=False)
@@ -78,9 +89,12 @@ class Stage:
         schedule: How the learning rate goes: constant, or down to 0 along a line or a cosine.
         warmup: Steps over which the learning rate rises from 0.
         clip: Largest norm of the gradient.
-        decay: Weight decay of AdamW.
+        decay: Weight decay of AdamW, for all that learns or by part or module.
         attach: Parts built anew for every batch, such as a stream that holds each row's picture.
         record: Words whose attention is recorded for the terms.
+        record_side: Take the maps from the sites whose grids are nearest to so many tokens a side; all if None.
+        optimiser: AdamW, or plain gradient descent, whose steps add up to a sum of gradients.
+        after: Called after every update with the step it came from, without gradients: projections, running means.
         name: Shown in messages.
     """
 
@@ -92,15 +106,18 @@ class Stage:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup: int = 0
     clip: float = 1.0
-    decay: float = 0.0
+    decay: float | Mapping[nn.Module, float] = 0.0
     attach: Callable[[Batch, Generator], Parts] | None = None
     record: tuple[str, ...] = ()
+    record_side: int | None = None
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    after: Callable[[Step], object] | None = None
     name: str = "learn"
 
 
 @dataclass
 class History:
-    """What happened: the loss of every step, seconds spent, and the step at which a stage was resumed."""
+    """What happened: the loss of every step, seconds spent (before a kill, too), and the step it was resumed at."""
 
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
@@ -136,8 +153,10 @@ def fit(
         parts: All parts of the concept; they are attached while learning.
         stage: What to do.
         rng: One number is drawn from it; all else follows from that number.
-        watch: Called after every step.
-        resume: File that keeps the state; if it exists, learning goes on from it.
+        watch: Called after every step; one that is `Remembering` is told where the stage begins, and its memory
+            is kept with the state.
+        resume: File that keeps the state; if it exists, learning goes on from it. A stage that had ended, at its
+            last step or before, is not gone on with.
         every: Seconds between two writings of that file.
         mark: What identifies the run besides its stage, such as photos and settings.
 
@@ -145,8 +164,10 @@ def fit(
         FromfewError: If loss or gradient are not finite (the last good state is kept), or the file is another's.
     """
     loop = _Loop(bb, parts, stage, int(torch.randint(2**62, (1,), generator=rng)), mark)
-    keeper = _Keeper(loop, resume, every)
-    history, start = keeper.history, time.monotonic()
+    keeper = _Keeper(loop, resume, every, watch)
+    history = keeper.history
+    if keeper.finished:
+        return history
     with loop, bb.attach(parts):
         try:
             _run(loop, keeper, watch)
@@ -155,8 +176,7 @@ def fit(
             if isinstance(stop, _NotFinite):
                 raise FromfewError(_advice(stage, len(history.losses), str(stop), resume)) from None
             raise
-    keeper.keep()
-    history.seconds = time.monotonic() - start
+    keeper.keep(finished=True)
     return history
 
 
@@ -165,8 +185,11 @@ def _run(loop: _Loop, keeper: _Keeper, watch: Watch | None) -> None:
     history, steps = keeper.history, loop.stage.steps
     for step in range(history.resumed, steps):
         history.losses.append(loop.step(step))
+        # A memory that was interrupted while it changed is as torn as an update.
+        loop.torn = isinstance(watch, Remembering)
+        stop = watch is not None and watch(step + 1, steps, f"loss {history.losses[-1]:.3f}") == "stop"
         loop.torn = False
-        if watch is not None and watch(step + 1, steps, f"loss {history.losses[-1]:.3f}") == "stop":
+        if stop:
             return
         keeper.keep_if_due()
 
@@ -174,17 +197,27 @@ def _run(loop: _Loop, keeper: _Keeper, watch: Watch | None) -> None:
 class _Keeper:
     """Writes a loop's state to its file, and reads it back at the start."""
 
-    def __init__(self, loop: _Loop, file: Path | None, every: float) -> None:
+    def __init__(self, loop: _Loop, file: Path | None, every: float, watch: Watch | None) -> None:
         self.loop, self.file, self.every = loop, file, every
-        self.history, self.written = History(), time.monotonic()
+        self.watch = watch if isinstance(watch, Remembering) else None
+        kept = Kept()
         if file is not None and file.exists():
-            self.history.losses = load_state(file, loop.modules, loop.optimiser, loop.mark)
-            self.history.resumed = len(self.history.losses)
+            kept = load_state(file, loop.modules, loop.optimiser, loop.mark)
+        self.finished = kept.finished
+        self.history = History(kept.losses, kept.seconds, len(kept.losses))
+        self.began, self.written = time.monotonic() - kept.seconds, time.monotonic()
+        if self.watch is not None:
+            self.watch.begin(kept.told, kept.seen)
 
-    def keep(self) -> None:
+    def keep(self, *, finished: bool = False) -> None:
         """Write the state, unless an interrupt fell into the middle of a step's update."""
-        if self.file is not None and not self.loop.torn:
-            save_state(self.file, self.loop.modules, self.loop.optimiser, self.loop.mark, self.history.losses)
+        self.history.seconds = time.monotonic() - self.began
+        if self.file is None or self.loop.torn:
+            return
+        told, seen = self.watch.memory() if self.watch is not None else (None, {})
+        kept = Kept(self.history.losses, self.history.seconds, finished, told, {} if finished else seen)
+        # Of a stage that has ended nothing but its result is needed.
+        save_state(self.file, self.loop.modules, None if finished else self.loop.optimiser, self.loop.mark, kept)
 
     def keep_if_due(self) -> None:
         """Write the state if the last writing was long ago."""
@@ -212,9 +245,14 @@ class _Loop:
         for module in (parts, *stage.train):
             module.to(bb.device)
         self.modules = [module for module in stage.train if any(True for _ in module.parameters())]
-        groups = [{"params": list(m.parameters()), "lr": stage.train[m], "base": stage.train[m]} for m in self.modules]
-        self.optimiser = torch.optim.AdamW(groups, weight_decay=stage.decay) if groups else None
+        decay = stage.decay if isinstance(stage.decay, Mapping) else dict.fromkeys(self.modules, stage.decay)
+        groups = [
+            {"params": list(m.parameters()), "lr": rate, "base": rate, "weight_decay": decay.get(m, 0.0)}
+            for m, rate in stage.train.items() if m in self.modules
+        ]  # fmt: skip
+        self.optimiser = torch.optim.AdamW(groups) if groups else None
         self.torn = False  # whether an update was begun whose loss is not yet noted
+        self.now: Step | None = None
         self.latents: dict[Hashable, Tensor] = {}
         self.texts: dict[str, Text] = {}
         learning = [part for part in self.modules if isinstance(part, Part) and part.touches_text]
@@ -254,6 +292,10 @@ class _Loop:
             group["lr"] = group["base"] * self._factor(step)
         self.torn = True
         optimiser.step()
+        if self.stage.after is not None and self.now is not None:
+            with torch.no_grad():
+                self.stage.after(self.now)
+        self.now = None
         return value
 
     def _factor(self, step: int) -> float:
@@ -272,16 +314,25 @@ class _Loop:
         draw = self.stage.times or self.bb.path.draw
         t = draw(len(x0), rng).to(x0.device)
         extra = self.stage.attach(batch, rng) if self.stage.attach else Parts()
-        maps = _recorder(self.stage.record)
+        maps = _recorder(self.stage.record, self.stage.record_side)
         with self.bb.attach(extra, *maps) as there:
             text = self._embed(batch.captions)
             rows = Rows.plain(len(x0), t)
             xt = self.bb.path.mix(x0, noise, t)
             pred = self.bb.predict(xt, t, text, rows)
             seen = maps[0].read(there, text) if maps else {}
-        target = self.bb.path.target(x0, noise, t)
-        now = Step(x0, noise, t, xt, pred, target, text, rows, batch, seen)
+        target = self._taught(batch, self.bb.path.target(x0, noise, t), xt, t)
+        self.now = now = Step(x0, noise, t, xt, pred, target, text, rows, batch, seen)
         return torch.stack([weight * term(now).mean() for weight, term in self.stage.terms]).sum()
+
+    def _taught(self, batch: Batch, target: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """The target, and on the rows that are taught what the untouched base says."""
+        rows = [row for row, taught in enumerate(batch.taught or ()) if taught]
+        if not rows:
+            return target
+        with torch.no_grad(), bare(self.bb):
+            said = self.bb.predict(xt[rows], t[rows], self.bb.embed([batch.captions[row] for row in rows]))
+        return target.index_copy(0, torch.tensor(rows, device=target.device), said.to(target))
 
     def _encode(self, batch: Batch) -> Tensor:
         rows = []
@@ -313,12 +364,12 @@ class _Loop:
         return fresh if fresh and len(moving) == len(captions) else Text.join(pick)
 
 
-def _recorder(words: tuple[str, ...]) -> tuple:
+def _recorder(words: tuple[str, ...], side: int | None = None) -> tuple:
     if not words:
         return ()
     from fromfew.parts.record import Record
 
-    return (Record(words),)
+    return (Record(words, side=side),)
 
 
 def _advice(stage: Stage, step: int, what: str, kept: Path | None) -> str:

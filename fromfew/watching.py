@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Generator, Tensor
@@ -27,7 +25,6 @@ RULES = ("front", "loss")
 _TIMES = (0.25, 0.5, 0.75, 0.9)
 _CONTEXTS = ("on the beach", "in the snow")
 _STYLED = ("a cat", "a house")
-_FILE = "watching.safetensors"
 
 
 @dataclass(frozen=True)
@@ -81,13 +78,14 @@ def settled(losses: Sequence[float], window: int, ratio: float) -> bool:
 class Watcher:
     """Give it as ``watch`` to ``learn``: it scores, keeps the best state in the parts, and stops.
 
+    What it saw is part of the stage's state (see `fromfew.fit.Remembering`), so that a resumed run goes on with it.
+
     Args:
         bb: The backbone, nothing attached.
         refs: Photos that are not learned from (see `split`).
         rule: "front" keeps the highest fidelity times alignment and stops after ``patience`` looks without a
             gain; "loss" is DVAR: it stops once the loss on fixed noise has settled, and keeps the lowest.
         inner: Called as well, with what was seen as its note.
-        work: Folder that keeps what was seen, so that a resumed run goes on.
         every: Steps between two looks; a fortieth of the steps, at least 10, if left out.
         patience: Looks without a gain of ``gain``.
         gain: Smallest relative gain that counts.
@@ -106,7 +104,6 @@ class Watcher:
         *,
         rule: Literal["front", "loss"] = "front",
         inner: Callable[..., object] | None = None,
-        work: Path | None = None,
         every: int | None = None,
         patience: int = 5,
         gain: float = 0.01,
@@ -118,15 +115,13 @@ class Watcher:
             raise unknown("rule of --watch", rule, RULES)
         if attached(bb):
             raise FromfewError("Something is attached to the base already; watching begins on the base alone.")
-        self.bb, self.rule, self.inner, self.work, self.every = bb, rule, inner, work, every
+        self.bb, self.rule, self.inner, self.every = bb, rule, inner, every
         self.patience, self.gain, self.window, self.ratio = patience, gain, window, ratio
         self.looks: list[Look] = []
         self.best: Look | None = None
         self.kept: list[dict[str, Tensor]] = []
         self.why = ""
-        self.resumed = False
         self.probe = _Probe(bb, refs, seed)
-        self._read()
 
     @property
     def sentence(self) -> str:
@@ -139,9 +134,6 @@ class Watcher:
 
     def __call__(self, done: int, total: int, note: str = "") -> str | None:
         """Look if it is time; returns ``"stop"`` when the stage should end."""
-        if self.looks and done <= self.looks[-1].step:
-            self._again(done)
-        self.resumed = False
         every = self.every or max(10, total // 40)
         parts = self._parts()
         if parts and (done % every == 0 or done == total) and not self.why:
@@ -154,13 +146,24 @@ class Watcher:
         self._restore(parts)
         return STOP
 
-    def _again(self, done: int) -> None:
-        """Steps that were seen already: after a kill they come again with the same bits; else a new stage begins."""
-        if self.resumed:
-            self.looks = [look for look in self.looks if look.step < done]
-        else:
-            self.looks, self.best, self.kept = [], None, []
-        self.why = ""
+    def begin(self, told: Mapping[str, Any] | None, seen: Mapping[str, Tensor]) -> None:
+        """A stage begins: nothing was seen yet, or what was remembered at the step where it goes on."""
+        self.looks, self.best, self.kept, self.why = [], None, [], ""
+        if told is None:
+            return
+        self.looks = [Look(**one) for one in told["looks"]]
+        self.best, self.why = Look(**told["best"]) if told["best"] else None, told["why"]
+        for key, value in sorted(seen.items()):
+            number, _, name = key.partition(".")
+            while len(self.kept) <= int(number):
+                self.kept.append({})
+            self.kept[int(number)][name] = value
+
+    def memory(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Everything seen, and the best state."""
+        best = asdict(self.best) if self.best else None
+        told = {"looks": [asdict(look) for look in self.looks], "best": best, "why": self.why}
+        return told, {f"{i}.{name}": v for i, state in enumerate(self.kept) for name, v in state.items()}
 
     def _parts(self) -> list[Part]:
         return [entry.part for entry in attached(self.bb) if any(True for _ in entry.part.parameters())]
@@ -177,7 +180,6 @@ class Watcher:
             self.best = look
             self.kept = [{k: v.detach().clone() for k, v in part.state_dict().items()} for part in parts]
         self.why = self._reason()
-        self._write()
 
     def _better(self, look: Look) -> bool:
         if self.best is None:
@@ -204,37 +206,6 @@ class Watcher:
             for part, state in zip(parts, self.kept, strict=True):
                 for name, value in part.state_dict().items():
                     value.copy_(state[name])
-
-    def _write(self) -> None:
-        if self.work is None or self.best is None:
-            return
-        from fromfew.io.tensors import write_tensors
-
-        told = {"looks": [asdict(look) for look in self.looks], "best": asdict(self.best), "why": self.why}
-        tensors = {f"{i}.{name}": v for i, state in enumerate(self.kept) for name, v in state.items()}
-        write_tensors(self.work / _FILE, tensors, metadata={"watching": json.dumps(told)})
-
-    def _read(self) -> None:
-        if self.work is None or not (self.work / _FILE).exists():
-            return
-        from fromfew.io.tensors import read_tensors
-
-        self.resumed = True
-        told = json.loads(_metadata(self.work / _FILE)["watching"])
-        self.looks = [Look(**one) for one in told["looks"]]
-        self.best, self.why = Look(**told["best"]), told["why"]
-        tensors = read_tensors(self.work / _FILE)
-        self.kept = [{} for _ in range(1 + max(int(key.partition(".")[0]) for key in tensors))]
-        for key, value in tensors.items():
-            number, _, name = key.partition(".")
-            self.kept[int(number)][name] = value
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        return dict(file.metadata())
 
 
 class _Probe:

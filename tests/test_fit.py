@@ -84,7 +84,11 @@ def test_watch_can_end_a_stage_and_the_end_is_kept(tmp_path):
         bb, parts, stage(bb, parts), rng=generator(0), watch=lambda done, *_: "stop" if done == 2 else None, resume=kept
     )
     assert len(history.losses) == 2
-    assert kept.exists()
+    fresh, heard = thin(bb), []
+    again = fit(bb, fresh, stage(bb, fresh), rng=generator(0), watch=lambda *what: heard.append(what), resume=kept)
+    assert heard == [], "a stage that was ended early is ended"
+    assert (again.losses, again.seconds) == (history.losses, history.seconds)
+    assert torch.equal(numbers(fresh), numbers(parts))
 
 
 @pytest.mark.parametrize("at", [1, 3, 5])

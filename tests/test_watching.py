@@ -1,8 +1,11 @@
 """Learning that watches itself: deterministic, without side effects, stopping by rules worked out by hand."""
 
+from functools import partial
+
 import pytest
 import torch
 
+import fromfew.fit as fitting
 from fromfew.errors import FromfewError
 from fromfew.method import find
 from fromfew.testing.tiny import tiny
@@ -83,19 +86,7 @@ def test_nothing_better_for_long_enough_ends_learning_early(bb, monkeypatch):
     assert "nothing better came in the 3 looks up to step 5" in watcher.sentence
 
 
-def test_a_resumed_watcher_remembers_what_it_saw(bb, tmp_path):
-    first = Watcher(bb, refs(), every=2, patience=99, work=tmp_path)
-    learn(bb, watch=first)
-    again = Watcher(bb, refs(), every=2, patience=99, work=tmp_path)
-    assert again.looks == first.looks
-    assert again.best == first.best
-    assert all(torch.equal(again.kept[0][k], v) for k, v in first.kept[0].items())
-
-
 def test_a_run_killed_between_two_looks_sees_the_same_again(bb, tmp_path):
-    state, seen = tmp_path / "state", tmp_path / "seen"
-    state.mkdir()
-    seen.mkdir()
     straight = Watcher(bb, refs(), every=2, patience=99)
     whole = learn(bb, watch=straight)
 
@@ -104,12 +95,47 @@ def test_a_run_killed_between_two_looks_sees_the_same_again(bb, tmp_path):
             raise KeyboardInterrupt
 
     method = find("textual-inversion").of({"steps": 6, "batch": 1, "lr": 0.05, "views": 1})
-    with pytest.raises(KeyboardInterrupt):
-        method.learn(bb, refs(), seed=1, watch=Watcher(bb, refs(), every=2, work=seen, inner=dies), work=state)
-    again = Watcher(bb, refs(), every=2, patience=99, work=seen)
-    concept = method.learn(bb, refs(), seed=1, watch=again, work=state)
+    kept = partial(fitting.fit, every=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "fit", kept)
+        with pytest.raises(KeyboardInterrupt):
+            method.learn(bb, refs(), seed=1, watch=Watcher(bb, refs(), every=2, inner=dies), work=tmp_path)
+    again = Watcher(bb, refs(), every=2, patience=99)
+    concept = method.learn(bb, refs(), seed=1, watch=again, work=tmp_path)
     assert again.looks == straight.looks
+    assert again.sentence == straight.sentence
     pairs = zip(whole.parts.state_dict().values(), concept.parts.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_look_that_was_interrupted_is_looked_again(bb, tmp_path, monkeypatch):
+    method = find("textual-inversion").of({"steps": 6, "batch": 1, "lr": 0.05, "views": 1})
+    straight = Watcher(bb, refs(), every=2, patience=99)
+    method.learn(bb, refs(), seed=1, watch=straight)
+    torn = Watcher(bb, refs(), every=2, patience=99)
+    monkeypatch.setattr(torn, "_better", lambda look: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        method.learn(bb, refs(), seed=1, watch=torn, work=tmp_path)
+    assert torn.looks, "it was interrupted after it had noted what it saw"
+    again = Watcher(bb, refs(), every=2, patience=99)
+    method.learn(bb, refs(), seed=1, watch=again, work=tmp_path)
+    assert again.looks == straight.looks
+
+
+def test_a_stage_that_was_stopped_early_is_not_gone_on_with(bb, tmp_path):
+    first = Watcher(bb, refs(), every=1, patience=1, gain=99.0)
+    method = find("textual-inversion").of({"steps": 12, "batch": 1, "lr": 0.05, "views": 1})
+    concept = method.learn(bb, refs(), seed=1, watch=first, work=tmp_path)
+    assert concept.card.steps < 12
+    heard = []
+    again = Watcher(bb, refs(), every=1, patience=1, gain=99.0, inner=lambda *what: heard.append(what))
+    same = method.learn(bb, refs(), seed=1, watch=again, work=tmp_path)
+    assert heard == []
+    assert (same.card.steps, same.card.loss, same.card.seconds) == (
+        concept.card.steps, concept.card.loss, concept.card.seconds,
+    )  # fmt: skip
+    assert again.sentence == first.sentence
+    pairs = zip(concept.parts.state_dict().values(), same.parts.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 

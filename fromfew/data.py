@@ -9,24 +9,24 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Generator, Tensor
 
 from fromfew.errors import FromfewError
 from fromfew.references import References
 from fromfew.templates import class_prompt, filled, sentences, viewed, with_article, worded
-from fromfew.views import View, draw_view, mask_tensor, pick, picture_tensor, see, shrunk, uniform
+from fromfew.views import View, draw_view, frame_tensor, mask_tensor, pick, picture_tensor, see, shrunk, uniform
 
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
 
-__all__ = ["Batch", "Source", "class_batches", "class_images", "joined", "photo_batches"]
+__all__ = ["Batch", "Source", "class_batches", "class_images", "joined", "named", "photo_batches", "union_batches"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class Batch:
         of: "photo" or "class" for every row.
         keys: What fully determines a row's picture (so that its latents can be kept), or None, for every row.
         shown: [B, 3, H, W] what an adapter looks at instead of the pictures themselves, or None.
+        frames: [B, 1, H, W] in {0, 1}, 0 where there is nothing to learn whatever the mask: beside a shrunken
+            photo, or on a thing that the prompt does not name; None if there is something everywhere.
+        numbers: Number of every row's photo, None for rows of no photo; None for sources that do not count.
+        regions: For every row, the mask [1, H, W] of each thing that its prompt names; None without such masks.
+        taught: For every row, whether the model is to say what the untouched base says about it.
     """
 
     images: Tensor
@@ -48,6 +53,10 @@ class Batch:
     of: list[str]
     keys: list[Hashable | None]
     shown: Tensor | None = None
+    frames: Tensor | None = None
+    numbers: Sequence[int | None] | None = None
+    regions: Sequence[Mapping[str, Tensor]] | None = None
+    taught: Sequence[bool] | None = None
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -98,6 +107,7 @@ def photo_batches(  # noqa: PLR0913 - each is a choice that some method makes
     templates: str | Sequence[str] = "auto",
     captions: bool = True,
     variants: int = 0,
+    pairs: bool = False,
 ) -> Source:
     """Views of the photos with their prompts.
 
@@ -112,6 +122,7 @@ def photo_batches(  # noqa: PLR0913 - each is a choice that some method makes
         templates: A name of `TEMPLATES`, "auto" (by role), or sentences with ``{}``.
         captions: Whether a photo's own caption is used where it has one.
         variants: How many fixed views every photo has, each with a key; 0 draws a new view every time.
+        pairs: Whether every row also shows a view of another photo (the same one if there is no other).
 
     Raises:
         FromfewError: A range or template is not allowed.
@@ -134,17 +145,27 @@ def photo_batches(  # noqa: PLR0913 - each is a choice that some method makes
         text = filled(lines[pick(rng, len(lines))], word, refs.noun if noun else None, refs.role)
         return viewed(text, factor, pick(rng, 2))
 
+    def another(rng: Generator, index: int) -> Tensor:
+        if len(images) > 1:
+            index = (index + 1 + pick(rng, len(images) - 1)) % len(images)
+        view = draw_view(rng, images[index], masks[index], (max(1.0, zoom[0]), max(1.0, zoom[1])), flip)
+        return picture_tensor(see(images[index], view, frame))
+
     def source(rng: Generator) -> Batch:
-        rows: list[tuple[Tensor, Tensor | None, str, Hashable | None]] = []
-        for index in _choose(rng, weights, batch):
+        rows: list[tuple[Tensor, Tensor | None, Tensor | None, str, Hashable | None]] = []
+        chosen = _choose(rng, weights, batch)
+        for index in chosen:
             sha = refs.photos[index].sha256
             key = (sha[:16], index, pick(rng, variants), frame, zoom, flip) if variants else None
             view = draw_view(_seeded(key) if key else rng, images[index], masks[index], zoom, flip)
             picture = picture_tensor(see(images[index], view, frame))
-            rows.append((picture, mask_tensor(masks[index], view, frame), caption(rng, index, view.zoom), key))
+            mask, around = mask_tensor(masks[index], view, frame), frame_tensor(view, frame)
+            rows.append((picture, mask, around, caption(rng, index, view.zoom), key))
         return Batch(
             torch.stack([row[0] for row in rows]), _stack_masks([row[1] for row in rows], frame),
-            [row[2] for row in rows], ["photo"] * len(rows), [row[3] for row in rows],
+            [row[3] for row in rows], ["photo"] * len(rows), [row[4] for row in rows],
+            shown=torch.stack([another(rng, index) for index in chosen]) if pairs else None,
+            frames=_stack_masks([row[2] for row in rows], frame), numbers=chosen,
         )  # fmt: skip
 
     return source
@@ -195,17 +216,134 @@ def joined(*sources: Source) -> Source:
     def source(rng: Generator) -> Batch:
         parts = [one(rng) for one in sources]
         size = parts[0].images.shape[-2:]
-        masks = shown = None
-        if any(part.masks is not None for part in parts):
-            masks = torch.cat([torch.ones(len(p), 1, *size) if p.masks is None else p.masks for p in parts])
+
+        def whole(masks: Sequence[Tensor | None]) -> Tensor | None:
+            if all(mask is None for mask in masks):
+                return None
+            filled = zip(masks, parts, strict=True)
+            return torch.cat([torch.ones(len(p), 1, *size) if mask is None else mask for mask, p in filled])
+
+        def each(lists: Sequence[Sequence[Any] | None], empty: Any) -> list[Any] | None:
+            if all(one is None for one in lists):
+                return None
+            filled = zip(lists, parts, strict=True)
+            return [value for one, p in filled for value in ([empty] * len(p) if one is None else one)]
+
+        shown = None
         if any(part.shown is not None for part in parts):
             shown = torch.cat([part.images if part.shown is None else part.shown for part in parts])
         return Batch(
-            torch.cat([part.images for part in parts]), masks, [c for part in parts for c in part.captions],
-            [of for part in parts for of in part.of], [key for part in parts for key in part.keys], shown,
+            torch.cat([part.images for part in parts]), whole([part.masks for part in parts]),
+            [c for part in parts for c in part.captions], [of for part in parts for of in part.of],
+            [key for part in parts for key in part.keys], shown, whole([part.frames for part in parts]),
+            each([p.numbers for p in parts], None), each([p.regions for p in parts], {}),
+            each([p.taught for p in parts], False),
         )  # fmt: skip
 
     return source
+
+
+def named(source: Source, noun: str, *, templates: str | Sequence[str] = ("a {}",)) -> Source:
+    """The pictures of a source under prompts of the plain noun, for the untouched base to say what they need.
+
+    No picture of the noun is needed: what is learned is the base's own answer, at places the photos lead to
+    (learning without forgetting, arXiv:1606.09282).
+
+    Args:
+        source: Where the pictures come from.
+        noun: The noun.
+        templates: As for `photo_batches`.
+    """
+    lines = sentences(templates)
+
+    def of(rng: Generator) -> Batch:
+        batch = source(rng)
+        words = [class_prompt(lines[pick(rng, len(lines))], noun) for _ in batch.captions]
+        return Batch(batch.images, None, words, ["class"] * len(words), batch.keys, taught=[True] * len(words))
+
+    return of
+
+
+def union_batches(
+    refs: References, *, size: int | tuple[int, int], batch: int = 1, noun: bool = True, flip: bool | None = None,
+    zoom: tuple[float, float] = (1.0, 1.25), templates: str | Sequence[str] = "auto", variants: int = 0,
+) -> Source:  # fmt: skip
+    """Views of photos that show several things, each row named by a part of them (arXiv:2305.16311).
+
+    For every row a number from 1 to all is drawn, evenly, and that many of the photo's things in random order. The
+    prompt names them; the mask is the union of theirs; the things that are not named lie outside the frame.
+
+    Args:
+        refs: Every subject with its photos, each with that subject's mask; equal photos are one.
+        size: Side of the square views in pixels, or (height, width).
+        batch: Rows a batch.
+        noun: Whether a subject's noun follows its word.
+        flip: Whether half the views are mirrored; default: unless faces are learnt.
+        zoom: As for `photo_batches`.
+        templates: As for `photo_batches`.
+        variants: As for `photo_batches`.
+
+    Raises:
+        FromfewError: A photo has no mask of a subject.
+    """
+    frame, flip = _pair(size), refs.role != "face" if flip is None else flip
+    lines, side = sentences(templates, refs.role), math.ceil(max(_pair(size)) * max(1.0, zoom[1]))
+    scenes: dict[str, _Scene] = {}
+    for one in refs.subjects:
+        for photo in one.photos:
+            if photo.mask is None:
+                raise FromfewError(f"A photo of {one.placeholder} has no mask: say where it is.")
+            scene = scenes.setdefault(photo.sha256, _Scene(shrunk(photo.image, side), photo.repeats))
+            scene.add(one, shrunk(photo.mask, side, mask=True))
+    kept = list(scenes.items())
+    weights = [scene.repeats for _, scene in kept]
+
+    def source(rng: Generator) -> Batch:
+        rows = []
+        for index in _choose(rng, weights, batch):
+            sha, scene = kept[index]
+            key = (sha[:16], "scene", pick(rng, variants), frame, zoom, flip) if variants else None
+            view = draw_view(_seeded(key) if key else rng, scene.image, scene.union, zoom, flip)
+            order = torch.randperm(len(scene.masks), generator=rng).tolist()
+            chosen = order[: 1 + pick(rng, len(order))]
+            seen = {name: mask_tensor(mask, view, frame) for name, mask in scene.masks.items()}
+            names = [list(seen)[i] for i in chosen]
+            thing = " and a ".join(scene.words[name] if noun else name for name in names)
+            text = viewed(filled(lines[pick(rng, len(lines))], thing, None, refs.role), view.zoom, pick(rng, 2))
+            rows.append((picture_tensor(see(scene.image, view, frame)), seen, names, text, key, index, view))
+        regions = [{name: seen[name] for name in names} for _, seen, names, *_ in rows]
+        inside = torch.stack([torch.stack(list(one.values())).amax(0) for one in regions])
+        every = torch.stack([torch.stack(list(seen.values())).amax(0) for _, seen, *_ in rows])
+        around = _stack_masks([frame_tensor(row[6], frame) for row in rows], frame)
+        frames = (1 - every + inside).clamp(0, 1) * (1.0 if around is None else around)
+        return Batch(
+            torch.stack([row[0] for row in rows]), inside, [row[3] for row in rows], ["photo"] * len(rows),
+            [row[4] for row in rows], frames=frames, numbers=[row[5] for row in rows], regions=regions,
+        )  # fmt: skip
+
+    return source
+
+
+@dataclass
+class _Scene:
+    """One photo with the masks of the things it shows, by placeholder."""
+
+    image: Image.Image
+    repeats: int
+    masks: dict[str, Image.Image] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
+
+    def add(self, subject: References, mask: Image.Image) -> None:
+        """One more thing."""
+        self.masks[subject.placeholder], self.words[subject.placeholder] = mask, subject.words
+
+    @property
+    def union(self) -> Image.Image:
+        """Where any of the things is."""
+        whole, *others = self.masks.values()
+        for mask in others:
+            whole = ImageChops.lighter(whole, mask)
+        return whole
 
 
 def _cache() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from fromfew.fit import Step, Term
 
-__all__ = ["anchored", "denoise", "masked", "only"]
+__all__ = ["aligned", "anchored", "classed", "denoise", "focused", "masked", "only"]
 
 
 def denoise(step: Step) -> Tensor:
@@ -19,15 +20,33 @@ def denoise(step: Step) -> Tensor:
     return (step.pred.float() - step.target.float()).square().flatten(1).mean(1)
 
 
-def masked(step: Step) -> Tensor:
+def masked(step: Step, outside: float = 0.0) -> Tensor:
     """Squared error inside each row's mask, ``Σ m e² / (C Σ m)``: ``[B]``; rows without a mask count whole.
 
-    The mean over channels keeps the scale of `denoise` whatever the mask's area.
+    The mean over channels keeps the scale of `denoise` whatever the mask's area. With ``outside`` above 0 the mean
+    over the rest ``r`` of the frame is weighed in, whatever its area too: ``(inside + outside · Σ r e² / (C Σ r)) /
+    (1 + outside)``, so that 1 makes subject and surroundings equal.
     """
     if step.batch.masks is None:
         return denoise(step)
     error = (step.pred.float() - step.target.float()).square().mean(1, keepdim=True)
-    m = F.adaptive_avg_pool2d(step.batch.masks.to(error), (error.shape[-2], error.shape[-1]))
+    m = _small(step.batch.masks, error)
+    inside = _mean_in(error, m)
+    if not outside:
+        return inside
+    frames = step.batch.frames
+    rest = (torch.ones_like(m) if frames is None else _small(frames, error)) - m
+    rest = rest.clamp_min(0.0)
+    weight = outside * (rest.flatten(1).sum(1) > 1e-3).to(error)
+    return (inside + weight * _mean_in(error, rest)) / (1 + weight)
+
+
+def _small(masks: Tensor, like: Tensor) -> Tensor:
+    """Masks ``[B, 1, H, W]`` as shares of the places of ``like`` ``[B, ?, h, w]``."""
+    return F.adaptive_avg_pool2d(masks.to(like), (like.shape[-2], like.shape[-1]))
+
+
+def _mean_in(error: Tensor, m: Tensor) -> Tensor:
     return (error * m).flatten(1).sum(1) / m.flatten(1).sum(1).clamp_min(1e-6)
 
 
@@ -53,3 +72,66 @@ def anchored(part: nn.Module) -> Term:
         return far.expand(len(step.x0))
 
     return pull
+
+
+def classed(word: str, states: Tensor) -> Term:
+    """``1 - cos`` between the mean state of a word in each prompt and the state of its class: ``[B]``.
+
+    Rows whose prompt lacks the word give 0.
+
+    Args:
+        word: Placeholder, or plain word, as it stands in the encoded prompts.
+        states: ``[C]`` what the untouched base reads where the plain noun stands.
+    """
+
+    def pull(step: Step) -> Tensor:
+        values = []
+        for row in range(len(step.text)):
+            at = step.text.where(row, word)
+            mean = step.text.states[row, at].float().mean(0) if at else None
+            there = states.to(step.text.states.device).float()
+            values.append(step.x0.new_zeros(()) if mean is None else 1 - F.cosine_similarity(mean, there, dim=0))
+        return torch.stack(values)
+
+    return pull
+
+
+def focused(*words: str) -> Term:
+    """How widely the words are read: ``[B]`` in [0, 1]; needs their recorded maps.
+
+    Rows with a mask: the share of the words' attention that lies outside it. Rows without (or whose mask is the whole
+    view): the entropy of that attention, divided by its greatest value. Rows that lack the words give 0.
+    """
+
+    def spread(step: Step) -> Tensor:
+        seen = [step.maps[word] for word in words if word in step.maps]
+        if not seen:
+            return torch.zeros(len(step.x0), device=step.x0.device)
+        maps = torch.stack(seen).sum(0).float()
+        total = maps.flatten(1).sum(1)
+        p = maps.flatten(1) / total.clamp_min(1e-8)[:, None]
+        wide = -(p * p.clamp_min(1e-12).log()).sum(1) / math.log(p.shape[1])
+        if step.batch.masks is not None:
+            m = _small(step.batch.masks, maps[:, None]).flatten(1)
+            wide = torch.where(m.amin(1) > 0.99, wide, (p * (1 - m)).sum(1))
+        return torch.where(total > 0, wide, 0.0)
+
+    return spread
+
+
+def aligned(step: Step) -> Tensor:
+    """Squared distance of each named thing's map, divided by its peak, from that thing's mask: ``[B]``.
+
+    ``Σ_i mean (A_i / max A_i - M_i)²`` over the things in `Batch.regions`, whose maps must be recorded
+    (Break-A-Scene, arXiv:2305.16311). Rows that name nothing give 0.
+    """
+    regions = step.batch.regions or [{}] * len(step.x0)
+    values = []
+    for row, things in enumerate(regions):
+        value = step.x0.new_zeros((), dtype=torch.float32)
+        for word, mask in things.items():
+            a = step.maps[word][row].float()
+            m = F.adaptive_avg_pool2d(mask[None].to(a), (a.shape[-2], a.shape[-1]))[0, 0]
+            value = value + (a / a.amax().clamp_min(1e-8) - m).square().mean()
+        values.append(value)
+    return torch.stack(values)

@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -147,10 +148,20 @@ class Tuned(Learner):
     """How the learning rate goes: constant, or down to 0 along a line or a cosine; chosen for the base if left open."""
     prior: float = 0.0
     """Weight of pictures of the plain noun, which keep its meaning; 0 leaves them out."""
+    prior_from: Literal["pictures", "base"] = "pictures"
+    """What keeps the noun's meaning: pictures the base draws, once; or, without any, what it says about the photos."""
     class_images: int | None = None
     """How many pictures of the plain noun the base draws, once; chosen for the base if left open."""
     masked: bool = True
-    """Whether only the subject counts in photos that have a mask."""
+    """Whether only the subject counts in photos that have a mask (and a little of the rest, see outside)."""
+    outside: float = 0.1
+    """Weight of what lies outside a mask, 0 to 1; at 0 nobody tells the model what a background is, and it decays."""
+    class_anchor: float = 0.0
+    """Pull of a learned word's encoded state towards the plain noun's, as a weight of 1 - cosine."""
+    weight_decay: float = 0.0
+    """Decay of what is added to the base's weights towards 0, which is the base: a share of lr a step."""
+    attention_sparsity: float = 0.0
+    """Weight of keeping attention to the word in few places: inside the mask, or where there is none, its entropy."""
     captions: bool = True
     """Whether photos that have a caption are learned with it instead of a template."""
     noun: bool = True
@@ -173,11 +184,15 @@ class Tuned(Learner):
         for name, choices in (
             ("modifier", ("word", "rare", "text")),
             ("schedule", (None, "constant", "linear", "cosine")),
+            ("prior_from", ("pictures", "base")),
         ):
             if getattr(self, name) not in choices:
                 raise unknown(name, str(getattr(self, name)), [choice for choice in choices if choice])
-        if self.prior < 0 or self.views < 0:
-            raise FromfewError("prior and views must not be below 0.")
+        for name in ("prior", "views", "outside", "class_anchor", "weight_decay", "attention_sparsity"):
+            if not getattr(self, name) >= 0:
+                raise FromfewError(f"{name} must not be below 0, as {getattr(self, name)} is.")
+        if self.outside > 1:
+            raise FromfewError(f"outside is 0 to 1, not {self.outside}: the rest counts no more than the subject.")
         if self.modifier == "text" and not self.text:
             raise FromfewError("With modifier 'text' say which text: text='...'.")
 
@@ -212,6 +227,7 @@ class Tuned(Learner):
             FromfewError: If base, photos or settings do not suit, or learning diverges.
         """
         from fromfew.fit import fit, generator
+        from fromfew.regularise import regularised
 
         if refs is None:
             raise FromfewError(f"{self.name()} learns from photos; none were given.")
@@ -221,7 +237,8 @@ class Tuned(Learner):
         parts = me.parts(bb, refs, rng)
         mark = f"{me!r} {refs.hashes} {[(one.noun, one.placeholder) for one in refs.subjects]} {seed}"
         history = []
-        for number, stage in enumerate(me.stages(bb, refs, parts, seed=seed)):
+        with_options = regularised(me, bb, refs, parts)
+        for number, stage in enumerate(map(with_options, me.stages(bb, refs, parts, seed=seed))):
             kept = work / f"stage-{number}.safetensors" if work is not None else None
             history.append(fit(bb, parts, stage, rng=rng, watch=watch, resume=kept, mark=mark))
         return me._concept(bb, refs, parts, seed, history)
@@ -288,12 +305,12 @@ class Tuned(Learner):
         )
 
     def with_prior(self, bb: Backbone, refs: References, *, seed: int) -> Source:
-        """The photos joined, if ``prior`` is above 0, by as many pictures of the plain noun.
+        """The photos joined, if ``prior`` is above 0, by as many pictures of the plain noun (see ``prior_from``).
 
         Raises:
             FromfewError: If there is no noun.
         """
-        from fromfew.data import class_batches, class_images, joined
+        from fromfew.data import class_batches, class_images, joined, named
 
         photos = self.photos(bb, refs)
         if not self.prior:
@@ -301,6 +318,9 @@ class Tuned(Learner):
         nouns = {one.noun for one in refs.subjects}
         if None in nouns:
             raise FromfewError('Pictures of the plain noun need one: say what the photos show with --noun "...".')
+        if self.prior_from == "base":
+            plain = [named(self._photos(bb, one, self._share(refs)), str(one.noun)) for one in refs.subjects]
+            return joined(photos, *plain)
         steps, share = min(bb.defaults.steps, 25), math.ceil((self.batch or 1) / len(nouns))
         plain = []
         for noun in sorted(map(str, nouns)):
@@ -312,7 +332,7 @@ class Tuned(Learner):
         """Denoising of the photos (inside their masks) and, weighted by ``prior``, of class pictures."""
         from fromfew.losses import denoise, masked, only
 
-        photo = masked if self.masked or self.zoom[0] < 1 else denoise
+        photo = partial(masked, outside=self.outside) if self.masked or self.zoom[0] < 1 else denoise
         if not self.prior:
             return [(1.0, photo)]
         return [(1.0, only("photo", photo)), (self.prior, only("class", denoise))]

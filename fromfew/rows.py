@@ -1,6 +1,6 @@
 """Rows: what every row of a batch is, so that no part ever guesses the batch's size or order."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -98,9 +98,14 @@ class Now:
         latent: Height and width of the image's token grid at its finest (after patches, where the model has
             them).
         t: ``[B]`` times in (0, 1).
+        contexts: By name of a cross site, what keys and what values are projected from, ``[B, L, C]`` each, where
+            it is not the text itself.
+        words: For every row, where the words and placeholders of its prompt stand (see `Text.where`).
     """
 
     rows: Rows
     text_tokens: int
     latent: tuple[int, int]
     t: Tensor
+    contexts: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    words: tuple[Mapping[str, list[int]], ...] = ()

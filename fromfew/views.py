@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-__all__ = ["View", "draw_view", "mask_tensor", "pick", "picture_tensor", "see", "shrunk", "uniform"]
+__all__ = ["View", "draw_view", "frame_tensor", "mask_tensor", "pick", "picture_tensor", "see", "shrunk", "uniform"]
 
 
 def uniform(rng: Generator, low: float = 0.0, high: float = 1.0) -> float:
@@ -90,6 +90,11 @@ def mask_tensor(mask: Image.Image | None, view: View, size: tuple[int, int]) -> 
     whole = mask if mask is not None else Image.new("L", (8, 8), 255)
     seen = see(whole, view if mask is not None else _whole(view), size, mask=True)
     return torch.from_numpy(np.array(seen) > 127).float()[None]
+
+
+def frame_tensor(view: View, size: tuple[int, int]) -> Tensor | None:
+    """[1, H, W] in {0, 1}, 0 on the grey beside a shrunken photo; None where the photo fills the view."""
+    return mask_tensor(None, view, size)
 
 
 def _whole(view: View) -> View:

@@ -26,13 +26,14 @@ class Record(AttentionPart):
     Args:
         words: Words or placeholders whose maps are wanted.
         least: Only grids with at least this many tokens per side are kept.
+        side: Only the grids whose shorter side is nearest to this many tokens are read; all if None.
     """
 
     kind = "record"
 
-    def __init__(self, words: Sequence[str], least: int = 2) -> None:
+    def __init__(self, words: Sequence[str], least: int = 2, side: int | None = None) -> None:
         super().__init__()
-        self.words, self.least = tuple(words), least
+        self.words, self.least, self.side = tuple(words), least, side
 
     def where(self, site: Site) -> bool:
         """Wherever text is read."""
@@ -56,13 +57,16 @@ class Record(AttentionPart):
         seen = entry.state.pop("seen", [])
         if not seen:
             return {}
+        if self.side is not None:
+            near = min({abs(min(grid) - self.side) for _, grid in seen})
+            seen = [one for one in seen if abs(min(one[1]) - self.side) == near]
         size = max((grid for _, grid in seen), key=lambda grid: grid[0] * grid[1])
         return {word: torch.stack([_map(seen, size, text.where(i, word), i) for i in range(len(text))])
                 for word in self.words}  # fmt: skip
 
     def config(self) -> dict[str, Any]:
-        """Words and least side."""
-        return {"words": list(self.words), "least": self.least}
+        """Words, least side and the side wanted."""
+        return {"words": list(self.words), "least": self.least, "side": self.side}
 
     def __repr__(self) -> str:
         return f"Record({', '.join(self.words)})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -14,7 +15,7 @@ from fromfew.errors import FromfewError
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
 
-__all__ = ["Attached", "Entry", "Handle", "Part", "Parts", "attached"]
+__all__ = ["Attached", "Entry", "Handle", "Part", "Parts", "attached", "bare"]
 
 
 class Handle:
@@ -178,6 +179,22 @@ class Attached:
 def attached(bb: Backbone) -> list[Entry]:
     """Every part now on the backbone, in the order of attaching."""
     return [entry for one in bb.attached for entry in one.entries]
+
+
+@contextmanager
+def bare(bb: Backbone) -> Iterator[None]:
+    """For a ``with`` block the base itself, whatever is attached; afterwards all is on again, in the same order."""
+    entries, kept = attached(bb), list(bb.attached)
+    for entry in reversed(entries):
+        entry.handle.remove()
+    bb.attached.clear()
+    try:
+        yield
+    finally:
+        bb.attached[:] = kept
+        for entry in entries:
+            if entry.strength != 0:
+                entry.handle = entry.part.attach(bb, entry.strength)
 
 
 def entry_of(bb: Backbone, part: Part) -> Entry:

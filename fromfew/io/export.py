@@ -191,7 +191,8 @@ def _lora(job: _Job) -> None:
         _words(job, _file(to, f"{file_name(concept.name)}.safetensors"), beside=False)
         return
     main = _file(to, f"{file_name(concept.name)}.safetensors" if kohya_form else "pytorch_lora_weights.safetensors")
-    done.thinned = found = thin(concept, bb, job.rank, done.form)
+    form = kohya if kohya_form else diffusers_form
+    done.thinned = found = thin(concept, bb, job.rank, done.form, form.names(bb))
     if kohya_form:
         tensors = kohya.write(found.maps, bb)
         rank_, alpha = kohya.rank_alpha(tensors)

@@ -6,8 +6,12 @@ import torch
 from strange import tiny
 
 from fromfew.errors import FromfewError
+from fromfew.io.export import export, told
 from fromfew.io.forms import kohya
 from fromfew.io.forms.thin import Thin, even, parts_of, thin
+from fromfew.io.verify import NOISE, verify
+from fromfew.parts.low_rank import LowRank
+from fromfew.testing.tiny import tiny as fresh
 
 # Written from the form's rules, not from the code: SD 1 has diffusers' paths with underscores.
 SD15 = {
@@ -83,6 +87,57 @@ def test_every_key_of_sdxl_is_spelled_by_the_rules():
 def test_the_numbers_of_the_real_sdxl_are_those_of_its_original_code():
     attentive = {"up_blocks.0": True, "up_blocks.1": True}
     assert {path: kohya.sgm(path, 2, attentive) for path in REAL_SDXL} == REAL_SDXL
+
+
+@pytest.mark.parametrize("base", ["sd15", "sd21", "sdxl"])
+def test_diffusers_own_converter_reads_every_key_as_the_map_it_stands_for(base):
+    from diffusers.loaders import lora_conversion_utils as theirs
+    from diffusers.utils import convert_unet_state_dict_to_peft
+
+    bb = tiny(base)
+    paths = [path for path in kohya.names(bb) if path.startswith("denoiser.")]
+    names = kohya.names(bb)
+    tensors = {}
+    for number, path in enumerate(paths):
+        tensors[f"{names[path]}.lora_down.weight"] = torch.full((1, 1), float(number))
+        tensors[f"{names[path]}.lora_up.weight"] = torch.zeros(1, 1)
+    mapped = theirs._maybe_map_sgm_blocks_to_diffusers(tensors, bb.denoiser.config)
+    found, _ = theirs._convert_non_diffusers_lora_to_diffusers(mapped)
+    plain = convert_unet_state_dict_to_peft({key.removeprefix("unet."): value for key, value in found.items()})
+    read = {int(value): key.removesuffix(".lora_A.weight") for key, value in plain.items() if "lora_A" in key}
+    assert read == {number: path.removeprefix("denoiser.") for number, path in enumerate(paths)}
+
+
+def with_a_strange_map(base):
+    """A twin with a map that Stable Diffusion does not have, as the embedded base has in its embedding of the text."""
+    bb = fresh(base)
+    first = bb.denoiser.time_embedding.linear_1
+    bb.denoiser.time_embedding.strange = torch.nn.Linear(first.in_features, first.out_features).requires_grad_(False)
+    return bb, "denoiser.time_embedding.strange"
+
+
+def test_maps_without_a_name_are_refused_or_left_out_with_the_error_told(tmp_path):
+    bb, path = with_a_strange_map("sd15")
+    maps = {**bb.select("attention"), path: bb.module(path)}
+    part = strange.random(LowRank({p: tuple(m.weight.shape) for p, m in maps.items()}, 4, 2.0), 0.3)
+    concept = strange.concept(bb, "lora", denoiser=part)
+    with pytest.raises(FromfewError, match=r"no names for 1 .*time_embedding\.strange.*'diffusers'.*--rank"):
+        export(concept, bb, "kohya", tmp_path / "x.safetensors")
+    assert list(tmp_path.iterdir()) == []
+    done = export(concept, bb, "kohya", tmp_path / "x.safetensors", rank=4)
+    assert done.thinned.missing == [path]
+    norms = {p: float(part.delta(p).square().sum()) for p in maps}
+    assert done.thinned.error == pytest.approx((norms[path] / sum(norms.values())) ** 0.5, rel=1e-3)
+    assert any("Left out" in line and "strange" in line for line in told(done, bb))
+    assert verify(concept, bb, done).file <= NOISE
+    assert not done.exact
+
+
+def test_a_lora_of_all_linear_maps_means_the_same_in_diffusers(bb, tmp_path):
+    concept = strange.lora(bb, targets=("all",), scale=0.05, encoder=False)
+    found = verify(concept, bb, export(concept, bb, "kohya", tmp_path / "x.safetensors"))
+    assert found.effect > 20 * NOISE
+    assert found.ok
 
 
 def test_no_two_modules_share_a_key(bb):

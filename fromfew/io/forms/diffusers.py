@@ -15,7 +15,7 @@ from fromfew.io.forms.thin import Thin, even
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
 
-__all__ = ["is_form", "read", "write"]
+__all__ = ["is_form", "names", "read", "write"]
 
 _OLD = {"to_q_lora": "q", "to_k_lora": "k", "to_v_lora": "v", "to_out_lora": "out"}
 

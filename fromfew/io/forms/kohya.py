@@ -9,6 +9,7 @@ its original code (``input_blocks``, ``middle_block``, ``output_blocks``), the e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,16 @@ _OUTSIDE = {
     "add_embedding.linear_2": "label_emb_0_2",
 }  # fmt: skip
 _OTHERS = ("hada_", "lokr_", "dora_scale", "lora_mid", "oft_", "glora")
+
+_HAS_NAME = re.compile(
+    r"conv_(in|out)|time_embedding\.linear_[12]|add_embedding\.linear_[12]"
+    r"|(down_blocks\.\d+|up_blocks\.\d+|mid_block)\.("
+    r"resnets\.\d+\.(conv[12]|time_emb_proj|conv_shortcut)"
+    r"|(down|up)samplers\.0\.conv"
+    r"|attentions\.\d+\.(proj_(in|out)|transformer_blocks\.\d+\.(attn[12]\.to_([qkv]|out\.0)|ff\.net\.(0\.proj|2))))"
+)
+"""The maps of a denoiser of Stable Diffusion 1, 2 and XL; readers turn underscores back into dots by this list, so
+that maps of other UNets (such as the embedded base's embedding of the text's mean) cannot be called at all."""
 
 
 def sgm(rest: str, layers: int, attentive: Mapping[str, bool]) -> str:
@@ -69,7 +80,7 @@ def _inner(kind: str, tail: list[str]) -> str:
 
 
 def names(bb: Backbone) -> dict[str, str]:
-    """Module path to the name this form gives it.
+    """Module path to the name this form gives it; maps that Stable Diffusion does not have get none.
 
     Raises:
         FromfewError: If the base is no Stable Diffusion 1, 2 or XL.
@@ -87,6 +98,8 @@ def names(bb: Backbone) -> dict[str, str]:
     for path in changeable(bb):
         module, rest = owner(path)
         if module == "denoiser":
+            if not _HAS_NAME.fullmatch(rest):
+                continue
             found[path] = "lora_unet_" + (sgm(rest, layers, attentive) if large else rest.replace(".", "_"))
         else:
             prefix = _ENCODERS[module.removeprefix("encoder.")] if large else "lora_te"

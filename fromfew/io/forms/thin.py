@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +102,9 @@ class Thinned:
     error: float = 0.0
 
 
-def thin(concept: Concept, bb: Backbone, rank: int | None, form: str) -> Thinned:
+def thin(
+    concept: Concept, bb: Backbone, rank: int | None, form: str, names: Collection[str] | None = None
+) -> Thinned:
     """The weight changes of a concept as thin maps.
 
     Args:
@@ -110,19 +112,24 @@ def thin(concept: Concept, bb: Backbone, rank: int | None, form: str) -> Thinned
         bb: The base, which says what is a linear map or a convolution.
         rank: Bottleneck of changes that are no product yet; None keeps products as they are and needs none.
         form: Name of the form, for messages.
+        names: Module paths that the form has names for; None for all. With a rank, changes of others are left out
+            and counted as missing.
 
     Raises:
-        FromfewError: If a part is of another kind, or a rank is needed and none is given.
+        FromfewError: If a part is of another kind, or a rank is needed and none is given, or the form has no name
+            for a map and there is no rank, which says that an approximation will do.
     """
     if rank is not None and not 1 <= rank <= MOST_RANK:
         raise FromfewError(f"The rank of a LoRA is 1 to {MOST_RANK}, not {rank}.")
-    found, lost, whole = Thinned(), 0.0, 0.0
+    found, lost, whole, nameless = Thinned(), 0.0, 0.0, []
     for name, part in concept.parts.items():
         if isinstance(part, WordPart):
             continue
         if not isinstance(part, LinearPart | DeltaPart):
             raise FromfewError(f"The form '{form}' holds changes of weights; it cannot hold {name}: {part!r}.")
         for path, one, delta in _changes(part, bb, rank, form):
+            if one is not None and names is not None and path not in names:
+                nameless, one = [*nameless, path], None
             whole += float(delta.square().sum())
             gone = float(delta.square().sum()) if one is None else float((delta - one.delta()).square().sum())
             lost += gone
@@ -134,7 +141,21 @@ def thin(concept: Concept, bb: Backbone, rank: int | None, form: str) -> Thinned
             one = replace(one, scale=one.scale * concept.strength)
             found.maps[path] = _sum(found.maps[path], one) if path in found.maps else one
     found.error = (lost / max(whole, 1e-30)) ** 0.5
+    if nameless and rank is None:
+        raise FromfewError(_no_names(nameless, form, 100 * found.error))
     return found
+
+
+_NEAREST = {"kohya": "'diffusers', which ComfyUI reads as well", "diffusers": "'peft' or 'full'"}
+
+
+def _no_names(paths: Sequence[str], form: str, share: float) -> str:
+    some = ", ".join(paths[:6]) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
+    return (
+        f"The form '{form}' has no names for {len(paths)} of the maps that learned: {some}. Use the form "
+        f"{_NEAREST.get(form, 'full')}; or say with --rank how wide a LoRA may be, and they are left out "
+        f"({share:.1f} % of the change, as a root of squares)."
+    )
 
 
 def _changes(part: Part, bb: Backbone, rank: int | None, form: str) -> Any:

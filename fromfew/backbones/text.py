@@ -41,6 +41,8 @@ class Text:
         words: Per prompt, positions in ``states`` of every word (lower case, without punctuation) and
             placeholder.
         warnings: What the reader should know, such as words cut off at the encoder's length.
+        values: ``[B, L, C]`` what attention takes values from, where it is not ``states``.
+        seen: What `fromfew.ports.place` has encoded for places that read otherwise; lives as long as the text.
     """
 
     prompts: tuple[str | None, ...]
@@ -49,6 +51,8 @@ class Text:
     extra: dict[str, Tensor] = field(default_factory=dict)
     words: tuple[dict[str, list[int]], ...] = ()
     warnings: tuple[str, ...] = ()
+    values: Tensor | None = None
+    seen: dict[Any, "Text"] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.states)
@@ -71,6 +75,7 @@ class Text:
             pooled=None if self.pooled is None else self.pooled[at],
             extra={name: value[at] for name, value in self.extra.items()},
             words=tuple(self.words[i] for i in index),
+            values=None if self.values is None else self.values[at],
         )
 
     @staticmethod
@@ -86,4 +91,8 @@ class Text:
             extra={name: torch.cat([text.extra[name] for text in texts]) for name in first.extra},
             words=tuple(w for text in texts for w in text.words),
             warnings=tuple(dict.fromkeys(w for text in texts for w in text.warnings)),
+            values=None
+            if all(text.values is None for text in texts)
+            else torch.cat([text.states if text.values is None else text.values for text in texts]),
+            seen={key: found for text in texts for key, found in text.seen.items()},
         )

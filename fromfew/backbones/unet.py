@@ -13,6 +13,7 @@ from fromfew.backbones.base import Backbone, Defaults
 from fromfew.backbones.text import Text
 from fromfew.errors import FromfewError
 from fromfew.ports.attention import Site
+from fromfew.ports.place import bypassed
 
 _PIECES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "out"}
 
@@ -57,6 +58,7 @@ class UNetBackbone(Backbone):
                 index=index,
                 layout="cross" if cross else "image",
                 context_width=module.to_k.in_features if cross else None,
+                value=module.to_v if cross else None,
             )
         return sites
 
@@ -72,12 +74,19 @@ class UNetBackbone(Backbone):
             tuple(prompts), out.last_hidden_state, words=tuple(spliced.where), warnings=self._warn(spliced)
         )
         if not self._xl:
-            return self._edited(text)
-        second, _ = self._read("two", prompts)
+            past = bypassed(self, "one", out.hidden_states[-1], spliced)
+            norm = self.text_encoders["one"].model.final_layer_norm if past is not None else None
+            return self._edited(replace(text, values=norm(past) if norm is not None else None))
+        second, other = self._read("two", prompts)
+        states = (out.hidden_states[-2], second.hidden_states[-2])
+        past = [bypassed(self, *one) for one in zip(("one", "two"), states, (spliced, other), strict=True)]
         text = replace(
             text,
-            states=torch.cat([out.hidden_states[-2], second.hidden_states[-2]], -1),
+            states=torch.cat(states, -1),
             pooled=second.text_embeds,
+            values=None
+            if all(one is None for one in past)
+            else torch.cat([h if one is None else one for h, one in zip(states, past, strict=True)], -1),
         )
         return self._edited(self._blanked(text) if self._zeros_for_none else text)
 
@@ -85,7 +94,8 @@ class UNetBackbone(Backbone):
         """No prompt at all is read as zeros, as SDXL was trained."""
         keep = torch.tensor([prompt is not None for prompt in text.prompts], device=self.device).view(-1, 1)
         assert text.pooled is not None
-        return replace(text, states=text.states * keep[..., None], pooled=text.pooled * keep)
+        values = None if text.values is None else text.values * keep[..., None]
+        return replace(text, states=text.states * keep[..., None], pooled=text.pooled * keep, values=values)
 
     def _call(self, xt: Tensor, t: Tensor, text: Text) -> Tensor:
         added = None

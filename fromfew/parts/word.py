@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fromfew.errors import FromfewError
-from fromfew.ports.text import WordPart
+from fromfew.ports.text import WordPart, first_ids
 
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
@@ -68,6 +68,31 @@ class Word(WordPart):
                     word.vectors[key][i] = vector + noise if token in ids[:i] else vector
         return word
 
+    @torch.no_grad()
+    def randomised(self, bb: Backbone, rng: Generator) -> Word:
+        """The same word with vectors drawn from N(0, σ²), σ the spread of all numbers of the encoder's own table."""
+        for key, encoder in bb.text_encoders.items():
+            table: Any = encoder.embedding.weight
+            spread = float(table.detach().float().std())
+            self.vectors[key].copy_(torch.randn(self.vectors[key].shape, generator=rng) * spread)
+        return self
+
+    @torch.no_grad()
+    def crossed(self, bb: Backbone) -> Word:
+        """The same word with what the encoder makes of its first vectors, read alone (arXiv:2312.15905).
+
+        A learned vector drifts towards the encoder's outputs, far from the table's own; so it may as well begin
+        there.
+        """
+        from fromfew.ports.text import splice, writing
+
+        for key, encoder in bb.text_encoders.items():
+            spliced = splice(encoder.tokenizer, [self.placeholder], [(self, 1.0)], length=encoder.length)
+            with writing(encoder, spliced, [(self, 1.0)]):
+                states = encoder.model(spliced.ids.to(bb.device)).last_hidden_state
+            self.vectors[key].copy_(states[0, spliced.where[0][self.placeholder]].float().cpu())
+        return self
+
     @classmethod
     def plain(cls, placeholder: str, alias: str) -> Word:
         """A word that is only another spelling: the placeholder stands for ``alias``."""
@@ -79,15 +104,8 @@ class Word(WordPart):
         return self.alias is None
 
     def carriers(self, tokenizer: Any) -> list[int]:
-        """The first tokens of ``start``, repeated to ``count``.
-
-        Raises:
-            FromfewError: If the tokenizer knows no token for ``start``.
-        """
-        ids = list(tokenizer(self.start, add_special_tokens=False).input_ids)
-        if not ids:
-            raise FromfewError(f"'{self.start}' has no tokens to begin the word '{self.placeholder}' from.")
-        return [ids[i % len(ids)] for i in range(self.count)]
+        """The first tokens of ``start``, repeated to ``count``; raises `FromfewError` if it has none."""
+        return first_ids(tokenizer, self.start, self.count, self.placeholder)
 
     def written(self, key: str, base: Tensor, strength: float) -> Tensor | None:
         """The vectors at this strength, once per occurrence in ``base`` ``[m · count, width]``."""

@@ -7,7 +7,8 @@ installed at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +24,7 @@ from fromfew.rows import Now, Rows
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
 
-__all__ = ["AttentionPart", "Call", "Site", "Stream"]
+__all__ = ["AttentionPart", "Call", "Site", "Stream", "read_contexts"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,7 @@ class Site:
         index: Number of the site, in order of execution.
         layout: How tokens lie: ``image``, ``cross``, ``text+image`` or ``image+text``.
         context_width: Width of what keys are projected from at a cross site, else None.
+        value: The map that values are projected by at a cross site, else None.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Site:
     index: int
     layout: Literal["image", "cross", "text+image", "image+text"]
     context_width: int | None = None
+    value: nn.Module | None = None
 
     @property
     def reads_text(self) -> bool:
@@ -192,6 +195,7 @@ class _Tap:
     def __init__(self, bb: Backbone, site: Site) -> None:
         self.bb, self.site = bb, site
         self.actors: list[_Actor] = []
+        self.readers = 0
         self.last: Now | None = None
 
     def add(self, actor: _Actor) -> Callable[[], None]:
@@ -200,14 +204,29 @@ class _Tap:
 
         def remove() -> None:
             self.actors[:] = [one for one in self.actors if one is not actor]
-            if not self.actors:
-                module = self.site.module.__dict__
-                for name in ("forward", "_fromfew_tap"):
-                    module.pop(name, None)
-                if "_fromfew_forward" in module:
-                    module["forward"] = module.pop("_fromfew_forward")
+            self._restore()
 
         return remove
+
+    def read(self) -> Callable[[], None]:
+        """Let the site read its own contexts (see `fromfew.ports.place`); returns what stops it."""
+        self.readers += 1
+
+        def remove() -> None:
+            self.readers -= 1
+            self._restore()
+
+        return remove
+
+    def _restore(self) -> None:
+        """Give the module its own forward back if nobody acts here any more."""
+        if self.actors or self.readers:
+            return
+        module = self.site.module.__dict__
+        for name in ("forward", "_fromfew_tap"):
+            module.pop(name, None)
+        if "_fromfew_forward" in module:
+            module["forward"] = module.pop("_fromfew_forward")
 
     def install(self) -> None:
         """Hide the module's forward behind one that catches its attention call."""
@@ -223,10 +242,12 @@ class _Tap:
             if now is None:
                 return original(*args, **kwargs)
             self.last = now
-            args, kwargs, context = self._context(args, kwargs, now)
+            args, kwargs, context, values = self._context(args, kwargs, now)
             catch = _Catch(self, now, context)
-            with catch:
+            with self._valued(values), catch if self.actors else nullcontext():
                 result = original(*args, **kwargs)
+            if not self.actors:
+                return result
             if not catch.caught:
                 raise FromfewError(
                     f"The attention call at '{self.site.name}' was not seen: the model uses another kernel "
@@ -236,20 +257,35 @@ class _Tap:
 
         module.__dict__["forward"] = forward
 
-    def _context(self, args: Any, kwargs: Any, now: Now) -> tuple[Any, Any, Tensor | None]:
+    def _context(self, args: Any, kwargs: Any, now: Now) -> tuple[Any, Any, Tensor | None, Tensor | None]:
+        """The arguments with what keys are made from; that; and what values are made from, if it differs."""
         if self.site.kind != "cross":
-            return args, kwargs, None
+            return args, kwargs, None, None
         given = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-        context = given
+        context, values = now.contexts.get(self.site.name, (given, given))
+        apart = values is not context
         for actor in self.actors:
             if context is not None and actor.overrides("context"):
                 context = actor.part.context(context, now, actor.strength)
+                values = actor.part.context(values, now, actor.strength) if apart else context
         if context is not given:
             if "encoder_hidden_states" in kwargs:
                 kwargs = {**kwargs, "encoder_hidden_states": context}
             else:
                 args = (args[0], context, *args[2:])
-        return args, kwargs, context
+        return args, kwargs, context, values if apart else None
+
+    @contextmanager
+    def _valued(self, values: Tensor | None) -> Iterator[None]:
+        """While active, the site's values are projected from these."""
+        if values is None or self.site.value is None:
+            yield
+            return
+        handle = self.site.value.register_forward_pre_hook(lambda module, args: (values, *args[1:]))
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def run(self, call: Call, options: dict[str, Any]) -> Tensor:
         """All stages, in their fixed order."""
@@ -312,6 +348,14 @@ class _Catch(TorchFunctionMode):
         }[site.layout]
         grid = _grid(now.latent, image.stop - image.start)
         return Call(site, q, k, v, bias, text, image, grid, now.rows, self.context, 1.0, {})
+
+
+def read_contexts(bb: Backbone, sites: Iterable[Site]) -> Handle:
+    """Let these cross sites read what `Now.contexts` holds for them, keys and values apart."""
+    handle = Handle()
+    for site in sites:
+        handle.also(_tap(bb, site).read())
+    return handle
 
 
 def _tap(bb: Backbone, site: Site) -> _Tap:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,12 @@ from fromfew.ports.part import Handle, Part, attached
 
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone, Text
+    from fromfew.backbones.text import TextEncoder
+    from fromfew.ports.place import Place
 
 __all__ = [
     "Spliced", "StatesPart", "WordPart",
-    "attached_states", "attached_words", "respelled", "splice", "writing",
+    "attached_states", "attached_words", "first_ids", "respelled", "splice", "writing",
 ]  # fmt: skip
 
 
@@ -44,6 +46,14 @@ class WordPart(Part):
     @abstractmethod
     def written(self, key: str, base: Tensor, strength: float) -> Tensor | None:
         """Vectors ``[n, width]`` for encoder ``key``, given the carriers' own ``base``; None for none."""
+
+    def write(self, key: str, bases: Sequence[Tensor], strength: float, places: Sequence[Place]) -> list[Tensor | None]:
+        """`written` for several prompts, each with the place that reads it; most words do not care who reads."""
+        return [self.written(key, base, strength) for base in bases]
+
+    def inside(self, encoder: TextEncoder, rows: Sequence[bool], strength: float) -> Handle:
+        """Act inside an encoder while it reads; ``rows`` says which prompts hold the placeholder."""
+        return Handle()
 
     def attach(self, bb: Backbone, strength: float) -> Handle:
         """Nothing to install: encoding a prompt asks which words are attached."""
@@ -125,7 +135,7 @@ def splice(tokenizer: Any, prompts: Sequence[str], words: Sequence[tuple[WordPar
         ids, places = _tokens(tokenizer, prompt, words)
         room = length - len(head) - len(tail)
         for word, _ in words:
-            if word.alias is None and max(places.get(word.placeholder, [0])) >= room:
+            if word.alias is None and max(places.get(word.placeholder) or [0]) >= room:
                 raise FromfewError(f"The prompt is too long: '{word.placeholder}' falls off its end ({length} tokens).")
         row = [*head, *ids[:room], *tail]
         rows.append(row + [pad] * (length - len(row)))
@@ -137,39 +147,62 @@ def splice(tokenizer: Any, prompts: Sequence[str], words: Sequence[tuple[WordPar
 
 @contextmanager
 def writing(
-    embedding: nn.Module, key: str, spliced: Spliced, words: Sequence[tuple[WordPart, float]]
+    encoder: TextEncoder,
+    spliced: Spliced,
+    words: Sequence[tuple[WordPart, float]],
+    places: Sequence[Place] | None = None,
 ) -> Iterator[None]:
-    """While active, the token embedding returns the words' vectors at their places.
+    """While active, the encoder's token embedding returns the words' vectors where they stand.
 
     Args:
-        embedding: The encoder's token embedding, ``[B, L]`` ids to ``[B, L, width]``.
-        key: The encoder's name.
+        encoder: The encoder about to read.
         spliced: The ids being encoded.
         words: Attached words and their strengths.
+        places: Who reads each prompt; nobody in particular if left out.
     """
+    from fromfew.ports.place import NOWHERE
+
+    who = places or [NOWHERE] * len(spliced.where)
 
     def hook(module: nn.Module, args: Any, y: Tensor) -> Tensor | None:
         rows: list[int] = []
-        places: list[int] = []
+        columns: list[int] = []
         vectors: list[Tensor] = []
         for word, strength in words:
-            for row, where in enumerate(spliced.where):
-                at = where.get(word.placeholder, []) if word.alias is None else []
-                new = word.written(key, y[row, at], strength) if at else None
+            found = [where.get(word.placeholder, []) if word.alias is None else [] for where in spliced.where]
+            here = [row for row, at in enumerate(found) if at]
+            if not here:
+                continue
+            bases = [y[row, found[row]] for row in here]
+            for row, new in zip(here, word.write(encoder.key, bases, strength, [who[r] for r in here]), strict=True):
                 if new is not None:
-                    rows += [row] * len(at)
-                    places += at
+                    rows += [row] * len(found[row])
+                    columns += found[row]
                     vectors.append(new.to(y.dtype))
         if not vectors:
             return None
-        index = (torch.tensor(rows, device=y.device), torch.tensor(places, device=y.device))
+        index = (torch.tensor(rows, device=y.device), torch.tensor(columns, device=y.device))
         return y.index_put(index, torch.cat(vectors))
 
-    handle = embedding.register_forward_hook(hook)
-    try:
+    with ExitStack() as stack:
+        stack.callback(encoder.embedding.register_forward_hook(hook).remove)
+        for word, strength in words:
+            rows = [word.placeholder in where for where in spliced.where]
+            if strength != 0 and any(rows):
+                stack.callback(word.inside(encoder, rows, strength).remove)
         yield
-    finally:
-        handle.remove()
+
+
+def first_ids(tokenizer: Any, start: str, count: int, placeholder: str) -> list[int]:
+    """The first tokens of plain text, repeated to ``count``: what holds a word's place.
+
+    Raises:
+        FromfewError: If the tokenizer knows no token for ``start``.
+    """
+    ids = list(tokenizer(start, add_special_tokens=False).input_ids)
+    if not ids:
+        raise FromfewError(f"'{start}' has no tokens to begin the word '{placeholder}' from.")
+    return [ids[i % len(ids)] for i in range(count)]
 
 
 def _ends(tokenizer: Any) -> tuple[list[int], list[int]]:

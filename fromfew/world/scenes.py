@@ -84,13 +84,13 @@ class Drawn:
 
 
 def draw(scene: Scene, rng: np.random.Generator) -> Drawn:
-    """Draw a scene: places, sizes, tilt and background come from ``rng``."""
+    """Draw a scene: places, background and the tilt of heads come from ``rng``."""
     picture = background(scene.context, rng)
     alphas: list[np.ndarray] = []
     for item, (x, y, size) in zip(scene.items, _places(scene, rng), strict=True):
         thing = item.picture().resize((size, size), Image.Resampling.BILINEAR)
-        tilt = rng.uniform(-4, 4) if item.who >= 0 else rng.uniform(-6, 6)
-        thing = thing.rotate(tilt, Image.Resampling.BILINEAR)
+        if item.who >= 0:
+            thing = thing.rotate(rng.uniform(-4, 4), Image.Resampling.BILINEAR)
         _shadow(picture, x, y, size)
         picture.paste(thing, (x, y), thing)
         alpha = Image.new("L", picture.size)
@@ -99,25 +99,25 @@ def draw(scene: Scene, rng: np.random.Generator) -> Drawn:
     return Drawn(scene, styles.apply(scene.style, picture), tuple(alphas))
 
 
+CELL = 8
+"""Things stand on a grid of this many pixels, the one the base's latents have.
+
+A thing moved by a fraction of a cell has other latents altogether. A small base would spend its training on learning
+those apart rather than on learning what things look like.
+"""
+
+
 def _places(scene: Scene, rng: np.random.Generator) -> list[tuple[int, int, int]]:
-    """(left, top, size) of every item."""
+    """(left, top, size) of every item, in whole cells."""
     if len(scene.items) == 1:
-        size = int(rng.integers(72, 97))
-        spare = SIZE - size
-        x = int(np.clip(rng.normal(spare / 2, spare / 8), 0, spare))
-        y = int(np.clip(rng.normal(spare * 0.6, spare / 8), 0, spare))
-        return [(x, y, size)]
-    sizes = rng.integers(50, 61, 2)
-    near, far = (int(v) for v in rng.integers(2, 8, 2))
-    order = (1, 0) if scene.relation == "right" else (0, 1)
+        left, top = rng.choice((1, 2, 3, 4), p=(0.1, 0.4, 0.4, 0.1)), rng.choice((2, 3, 4), p=(0.25, 0.5, 0.25))
+        return [(int(left) * CELL, int(top) * CELL, 11 * CELL)]
+    size, last = 7 * CELL, SIZE - 7 * CELL
+    ends = [int(rng.integers(2)) * CELL, last - int(rng.integers(2)) * CELL]
     if scene.relation == "above":
-        xs = [int((SIZE - s) / 2 + rng.integers(-14, 15)) for s in sizes]
-        ys = [near, SIZE - int(sizes[1]) - far]
-    else:
-        ends = [near, SIZE - int(sizes[order[1]]) - far]
-        xs = [ends[order.index(i)] for i in (0, 1)]
-        ys = [int((SIZE - s) * 0.65 + rng.integers(-10, 11)) for s in sizes]
-    return [(x, y, int(s)) for x, y, s in zip(xs, ys, sizes, strict=True)]
+        return [(int(rng.integers(3, 7)) * CELL, end, size) for end in ends]
+    order = (1, 0) if scene.relation == "right" else (0, 1)
+    return [(ends[order.index(i)], int(rng.integers(5, 9)) * CELL, size) for i in (0, 1)]
 
 
 def _shadow(picture: Image.Image, x: int, y: int, size: int) -> None:

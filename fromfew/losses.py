@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from fromfew.backbones.base import Backbone
     from fromfew.fit import Step, Term
 
-__all__ = ["aligned", "anchored", "classed", "denoise", "focused", "masked", "only"]
+__all__ = ["aligned", "anchored", "apart", "besides", "classed", "denoise", "focused", "mapped_as", "masked", "only"]
 
 
 def denoise(step: Step) -> Tensor:
@@ -62,14 +65,18 @@ def only(of: str, term: Term) -> Term:
     return on
 
 
-def anchored(part: nn.Module) -> Term:
-    """Squared distance of a part's numbers from what they were when this term was made."""
-    began = [value.detach().clone() for value in part.parameters()]
+def anchored(part: nn.Module, *, squared: bool = True, to: nn.Module | None = None) -> Term:
+    """Distance of a part's numbers from another's, or from what they were when this term was made: ``[B]``.
+
+    ``‖v - v0‖²`` over all numbers, or, not ``squared``, the mean of ``‖v - v0‖`` over all vectors.
+    """
+    began = [value.detach().clone() for value in (to or part).parameters()]
 
     def pull(step: Step) -> Tensor:
-        moved = zip(part.parameters(), began, strict=True)
-        far = torch.stack([(value - start.to(value.device)).square().sum() for value, start in moved]).sum()
-        return far.expand(len(step.x0))
+        moved = [value - start.to(value.device) for value, start in zip(part.parameters(), began, strict=True)]
+        if squared:
+            return torch.stack([value.square().sum() for value in moved]).sum().expand(len(step.x0))
+        return torch.cat([value.norm(dim=-1).flatten() for value in moved]).mean().expand(len(step.x0))
 
     return pull
 
@@ -135,3 +142,40 @@ def aligned(step: Step) -> Tensor:
             value = value + (a / a.amax().clamp_min(1e-8) - m).square().mean()
         values.append(value)
     return torch.stack(values)
+
+
+def mapped_as(word: str, other: str) -> Term:
+    """Squared distance of two words' maps, each divided by its peak, ``[B]``; the second is taken as constant.
+
+    ``mean (A_w / max A_w - A_o / max A_o)²`` (ViCo, arXiv:2306.00971); both must be recorded. Rows that lack either
+    give 0.
+    """
+
+    def pull(step: Step) -> Tensor:
+        own, like = step.maps[word].float(), step.maps[other].detach().float()
+        peaks = own.flatten(1).amax(1), like.flatten(1).amax(1)
+        own, like = (a / peak.clamp_min(1e-8).view(-1, 1, 1) for a, peak in zip((own, like), peaks, strict=True))
+        far = (own - like).square().flatten(1).mean(1)
+        return torch.where((peaks[0] > 0) & (peaks[1] > 0), far, 0.0)
+
+    return pull
+
+
+def besides(bb: Backbone, more: Callable[[Step], Tensor], term: Term) -> Term:
+    """The term as it is when ``more`` ``[B, C]`` is added to every state of each row's prompt, at the same noise."""
+
+    def on(step: Step) -> Tensor:
+        states = step.text.states + more(step)[:, None].to(step.text.states)
+        text = replace(step.text, states=states)
+        return term(replace(step, text=text, pred=bb.predict(step.xt, step.t, text, step.rows)))
+
+    return on
+
+
+def apart(more: Callable[[Step], Tensor]) -> Term:
+    """Cosine between the mean state of each row's prompt and ``more`` ``[B, C]``: ``[B]``."""
+
+    def on(step: Step) -> Tensor:
+        return F.cosine_similarity(step.text.states.float().mean(1), more(step).float(), dim=1)
+
+    return on

@@ -14,6 +14,9 @@ __all__ = ["RECIPES", "recipe"]
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "default": {
         "textual-inversion": {"steps": 3000, "batch": 4, "lr": 2e-3, "schedule": "constant", "class_images": 100},
+        "p-plus": {"steps": 500, "batch": 8, "lr": 5e-3, "schedule": "constant", "class_images": 100},
+        "neti": {"steps": 1000, "batch": 8, "lr": 8e-3, "schedule": "constant", "class_images": 100},
+        "prospect": {"steps": 3000, "batch": 4, "lr": 2e-3, "schedule": "constant", "class_images": 100},
         "dreambooth": {
             "steps": 800, "batch": 1, "lr": 5e-6, "encoder_lr": 2e-6, "schedule": "constant", "class_images": 200,
         },
@@ -24,10 +27,71 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "custom-diffusion": {
             "steps": 250, "batch": 4, "lr": 8e-5, "word_lr": 8e-5, "schedule": "constant", "class_images": 200,
         },
+        "loha": {
+            "steps": 500, "batch": 1, "lr": 5e-4, "encoder_lr": 1e-5, "schedule": "constant", "class_images": 100,
+            "rank": 8, "targets": ("attention", "mlp"),
+        },
+        "lokr": {
+            "steps": 500, "batch": 1, "lr": 1e-3, "encoder_lr": 1e-5, "schedule": "constant", "class_images": 100,
+            "rank": 8, "targets": ("attention", "mlp"),
+        },
+        "dora": {
+            "steps": 500, "batch": 1, "lr": 1e-4, "encoder_lr": 1e-5, "schedule": "constant", "class_images": 100,
+            "rank": 8, "targets": ("attention",),
+        },
+        "ia3": {
+            "steps": 500, "batch": 1, "lr": 5e-3, "encoder_lr": 1e-5, "schedule": "constant", "class_images": 100,
+            "targets": ("text.key", "text.value", "self.key", "self.value", "mlp"),
+        },
+        "oft": {
+            "steps": 1000, "batch": 1, "lr": 6e-5, "encoder_lr": 1e-5, "schedule": "constant", "class_images": 200,
+            "targets": ("attention",),
+        },
+        "boft": {
+            "steps": 1000, "batch": 1, "lr": 3e-4, "encoder_lr": 1e-5, "schedule": "constant", "class_images": 200,
+            "targets": ("attention",),
+        },
+        "svdiff": {
+            "steps": 500, "batch": 1, "lr": 1e-3, "thin_lr": 1e-6, "encoder_lr": 1e-6, "schedule": "constant",
+            "class_images": 200,
+        },
+        "perfusion": {"steps": 400, "batch": 16, "lr": 3e-2, "word_lr": 6e-3, "schedule": "constant",
+                      "class_images": 100},
+        "cones": {"steps": 1000, "batch": 1, "lr": 2e-5, "word_steps": 500, "word_lr": 2e-3, "schedule": "constant",
+                  "class_images": 20},
+        "attn-dreambooth": {
+            "steps": 500, "batch": 4, "lr": 2e-6, "word_steps": 60, "word_lr": 1e-3, "attention_steps": 100,
+            "attention_lr": 2e-5, "schedule": "constant", "class_images": 200,
+        },
+        "e4t": {
+            "steps": 15, "batch": 16, "lr": 1.6e-5, "schedule": "constant", "class_images": 100,
+            "eye": "h94/IP-Adapter:models/image_encoder",
+        },
+        "hyperdreambooth": {
+            "steps": 40, "batch": 1, "lr": 1e-4, "rank": 4, "schedule": "constant", "class_images": 100,
+            "eye": "h94/IP-Adapter:models/image_encoder", "inner": (100, 50),
+        },
+        "break-a-scene": {
+            "steps": 800, "batch": 1, "lr": 2e-6, "word_lr": 5e-4, "schedule": "constant", "class_images": 100,
+            "low_rank": 0,
+        },
+        "disenbooth": {
+            "steps": 2000, "batch": 1, "lr": 1e-4, "word_lr": 1e-4, "image_lr": 1e-4, "schedule": "constant",
+            "class_images": 100, "rank": 4, "eye": "h94/IP-Adapter:models/image_encoder",
+        },
+        "vico": {
+            "steps": 400, "batch": 4, "lr": 1e-5, "word_lr": 5e-3, "schedule": "constant", "class_images": 100,
+        },
+        "detex": {
+            "steps": 500, "batch": 4, "lr": 8e-5, "word_lr": 8e-5, "schedule": "constant", "class_images": 200,
+        },
         "ip-adapter": {"eye": "h94/IP-Adapter:models/image_encoder", "tokens": 4, "plus": False},
     },
     "world": {
         "textual-inversion": {"steps": 200, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
+        "p-plus": {"steps": 250, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
+        "neti": {"steps": 300, "batch": 4, "lr": 1e-2, "schedule": "cosine", "class_images": 8},
+        "prospect": {"steps": 300, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
         "dreambooth": {
             "steps": 250, "batch": 3, "lr": 1.5e-3, "encoder_lr": 2e-5, "schedule": "cosine", "class_images": 8,
         },
@@ -37,6 +101,60 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "custom-diffusion": {
             "steps": 200, "batch": 3, "lr": 3e-3, "word_lr": 3e-2, "schedule": "cosine", "class_images": 8,
+        },
+        "loha": {
+            "steps": 400, "batch": 4, "lr": 1e-2, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
+            "rank": 16, "targets": ("all",),
+        },
+        "lokr": {
+            "steps": 400, "batch": 4, "lr": 1e-2, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
+            "rank": 16, "targets": ("all",),
+        },
+        "dora": {
+            "steps": 400, "batch": 4, "lr": 5e-3, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
+            "rank": 32, "targets": ("all",),
+        },
+        "ia3": {
+            "steps": 400, "batch": 4, "lr": 5e-2, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
+            "targets": ("text.key", "text.value", "self.key", "self.value", "mlp"),
+        },
+        "oft": {
+            "steps": 400, "batch": 4, "lr": 5e-3, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
+            "targets": ("all",),
+        },
+        "boft": {
+            "steps": 400, "batch": 4, "lr": 1e-2, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
+            "targets": ("all",),
+        },
+        "svdiff": {
+            "steps": 400, "batch": 4, "lr": 3e-2, "thin_lr": 1e-3, "encoder_lr": 1e-3, "schedule": "cosine",
+            "class_images": 8,
+        },
+        "perfusion": {"steps": 300, "batch": 4, "lr": 5e-2, "word_lr": 3e-2, "schedule": "cosine", "class_images": 8},
+        "cones": {"steps": 200, "batch": 4, "lr": 2e-5, "word_steps": 150, "word_lr": 5e-2, "schedule": "constant",
+                  "class_images": 8},
+        "attn-dreambooth": {
+            "steps": 200, "batch": 4, "lr": 1e-3, "word_steps": 60, "word_lr": 3e-2, "attention_steps": 60,
+            "attention_lr": 2e-3, "schedule": "cosine", "class_images": 8,
+        },
+        "e4t": {"steps": 60, "batch": 4, "lr": 1e-3, "schedule": "cosine", "class_images": 8, "eye": "world"},
+        "hyperdreambooth": {
+            "steps": 100, "batch": 4, "lr": 5e-3, "rank": 8, "schedule": "cosine", "class_images": 8,
+            "eye": "world", "inner": (16, 8),
+        },
+        "break-a-scene": {
+            "steps": 400, "batch": 4, "lr": 1e-3, "word_lr": 5e-2, "schedule": "cosine", "class_images": 8,
+            "low_rank": 0,
+        },
+        "disenbooth": {
+            "steps": 400, "batch": 4, "lr": 5e-3, "word_lr": 3e-2, "image_lr": 3e-3, "schedule": "cosine",
+            "class_images": 8, "rank": 32, "eye": "world",
+        },
+        "vico": {
+            "steps": 300, "batch": 4, "lr": 2e-3, "word_lr": 3e-2, "schedule": "cosine", "class_images": 8,
+        },
+        "detex": {
+            "steps": 250, "batch": 4, "lr": 3e-3, "word_lr": 3e-2, "schedule": "cosine", "class_images": 8,
         },
         "ip-adapter": {"eye": "world", "tokens": 8, "plus": True},
     },

@@ -75,19 +75,16 @@ class UNetBackbone(Backbone):
         )
         if not self._xl:
             past = bypassed(self, "one", out.hidden_states[-1], spliced)
-            norm = self.text_encoders["one"].model.final_layer_norm if past is not None else None
-            return self._edited(replace(text, values=norm(past) if norm is not None else None))
+            norm: Any = self.text_encoders["one"].model.final_layer_norm if past is not None else None
+            return self._edited(replace(text, values=None if past is None else norm(past)))
         second, other = self._read("two", prompts)
         states = (out.hidden_states[-2], second.hidden_states[-2])
-        past = [bypassed(self, *one) for one in zip(("one", "two"), states, (spliced, other), strict=True)]
-        text = replace(
-            text,
-            states=torch.cat(states, -1),
-            pooled=second.text_embeds,
-            values=None
-            if all(one is None for one in past)
-            else torch.cat([h if one is None else one for h, one in zip(states, past, strict=True)], -1),
-        )
+        first = bypassed(self, "one", states[0], spliced)
+        last = bypassed(self, "two", states[1], other)
+        values = None
+        if first is not None or last is not None:
+            values = torch.cat([states[0] if first is None else first, states[1] if last is None else last], -1)
+        text = replace(text, states=torch.cat(states, -1), pooled=second.text_embeds, values=values)
         return self._edited(self._blanked(text) if self._zeros_for_none else text)
 
     def _blanked(self, text: Text) -> Text:

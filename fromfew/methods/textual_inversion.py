@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fromfew.errors import FromfewError
+from fromfew.errors import FromfewError, unknown
 from fromfew.method import Tuned
 
 if TYPE_CHECKING:
@@ -37,19 +37,29 @@ class TextualInversion(Tuned):
     Minimises ``E ‖f(x_t, t, c(v)) - target‖²`` over the photos for the vectors ``v`` that stand where the
     word stands.
 
+    With ``begin="cross"`` the vectors begin as what the text encoder makes of the noun (Cross Initialization,
+    arXiv:2312.15905), which is nearer to where they end; that paper adds ``anchor=1e-5`` with ``anchor_by="distance"``
+    and learns 320 steps.
+
     Departs from the paper: every text encoder of the base learns vectors, the vectors are never part of the
     vocabulary (so nothing else in it can move), and "a <v> cat" keeps the noun unless ``noun`` is off.
 
-    >>> TextualInversion(vectors=2).vectors
+    >>> TextualInversion(vectors=2, begin="cross").vectors
     2
     """
 
     vectors: int = 1
     """Vectors per text encoder; more are more faithful and less obedient."""
+    begin: Literal["noun", "rare", "random", "cross"] = "noun"
+    """What the vectors begin as: the noun (or text), a rare token, chance, or the encoder's output for the noun."""
+    progressive: bool = False
+    """Whether vectors come one by one, each after an equal share of the steps, instead of all at once."""
     modifier: Literal["word", "rare", "text"] = "word"
     """Always a learned word: it is all that this method learns."""
     anchor: float = 0.0
-    """Pull of the vectors towards where they began, as a weight of their squared distance."""
+    """Pull of the vectors towards where they began, as a weight of their distance."""
+    anchor_by: Literal["squared", "distance"] = "squared"
+    """Which distance pulls: the squared one, or the plain one, mean over vectors."""
 
     def __post_init__(self) -> None:
         """Also refuse a modifier with nothing to learn."""
@@ -58,23 +68,36 @@ class TextualInversion(Tuned):
             raise FromfewError("textual-inversion learns a word and nothing else: leave modifier at 'word'.")
         if not 1 <= self.vectors <= 16:
             raise FromfewError(f"vectors is 1 to 16, not {self.vectors}.")
+        for name, choices in (("begin", ("noun", "rare", "random", "cross")), ("anchor_by", ("squared", "distance"))):
+            if getattr(self, name) not in choices:
+                raise unknown(name, str(getattr(self, name)), choices)
+        if self.anchor < 0:
+            raise FromfewError(f"anchor is 0 or more, not {self.anchor:g}.")
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
-        """The word, beginning as the noun."""
+        """The word, beginning as the settings say."""
         from fromfew.ports.part import Parts
 
-        return Parts(word=self.word(bb, refs, rng, count=self.vectors, start=refs.noun or ""))
+        start = "" if self.begin == "rare" else refs.noun or ""
+        word = self.word(bb, refs, rng, count=self.vectors, start=start)
+        if self.begin == "random":
+            word.randomised(bb, rng)
+        return Parts(word=word.crossed(bb) if self.begin == "cross" else word)
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
-        """One stage; the word alone learns."""
+        """One stage, or one a vector; the word alone learns."""
         from fromfew.fit import Stage
         from fromfew.losses import anchored
 
-        pull = [(self.anchor, anchored(parts.word))] if self.anchor else []
-        yield Stage(
-            steps=self.steps or 1,
-            batches=self.with_prior(bb, refs, seed=seed),
-            terms=[*self.terms(), *pull],
-            train={parts.word: self.lr or 0.0},
-            schedule=self.schedule or "constant",
-        )
+        pull = [(self.anchor, anchored(parts.word, squared=self.anchor_by == "squared"))] if self.anchor else []
+        count, steps = self.vectors if self.progressive else 1, self.steps or 1
+        for nth in range(1, count + 1):
+            parts.word.shown = nth if self.progressive else self.vectors
+            yield Stage(
+                steps=steps * nth // count - steps * (nth - 1) // count,
+                batches=self.with_prior(bb, refs, seed=seed),
+                terms=[*self.terms(), *pull],
+                train={parts.word: self.lr or 0.0},
+                schedule=self.schedule or "constant",
+                name=f"learn {nth} of {count}" if count > 1 else "learn",
+            )

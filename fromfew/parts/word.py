@@ -48,6 +48,7 @@ class Word(WordPart):
             raise FromfewError("A word needs a placeholder and 1 to 16 vectors.")
         self.placeholder, self.start, self.count, self.alias = placeholder, start, count, alias
         self._widths = dict(widths or {}) if alias is None else {}
+        self.shown = count  # how many of its vectors stand in prompts; fewer only while they are learned one by one
         self.vectors = nn.ParameterDict({key: torch.zeros(count, width) for key, width in self._widths.items()})
 
     @classmethod
@@ -105,13 +106,13 @@ class Word(WordPart):
 
     def carriers(self, tokenizer: Any) -> list[int]:
         """The first tokens of ``start``, repeated to ``count``; raises `FromfewError` if it has none."""
-        return first_ids(tokenizer, self.start, self.count, self.placeholder)
+        return first_ids(tokenizer, self.start, self.shown, self.placeholder)
 
     def written(self, key: str, base: Tensor, strength: float) -> Tensor | None:
         """The vectors at this strength, once per occurrence in ``base`` ``[m · count, width]``."""
         if strength == 0:
             return None
-        vectors = self.vectors[key].to(base.device).repeat(len(base) // self.count, 1)
+        vectors = self.vectors[key][: self.shown].to(base.device).repeat(len(base) // self.shown, 1)
         return vectors if strength == 1 else base + strength * (vectors - base)
 
     def check(self, bb: Backbone) -> None:

@@ -69,7 +69,7 @@ class WordTable(PlacedWord):
         if by == "layer":
             rows = len(layers_of(bb))
             if not rows:
-                raise FromfewError(f"No layer of {bb.name} reads text apart from the picture: it has no word per layer.")
+                raise FromfewError(f"No layer of {bb.name} reads text apart from the picture: no word per layer.")
         widths = {key: value.shape[-1] for key, value in word.vectors.items()}
         table = cls(word.placeholder, word.start, widths, by, rows or 1, word.count)
         with torch.no_grad():

@@ -185,8 +185,8 @@ def test_a_changed_value_map_reads_the_bypass_too():
     site = layers_of(bb)[0]
     given = heard.values[site.name][0]
     with torch.no_grad(), bb.attach(mapper(bb)), bb.attach(part):
-        path = f"{site.name}.to_v"
-        assert torch.allclose(site.module.to_v(given), given @ (site.module.to_v.weight + part.delta(path)).T, atol=1e-5)
+        changed = site.module.to_v.weight + part.delta(f"{site.name}.to_v")
+        assert torch.allclose(site.module.to_v(given), given @ changed.T, atol=1e-5)
     assert not torch.equal(given, heard.keys[site.name][0])
 
 
@@ -235,7 +235,7 @@ def test_a_base_with_other_layers_or_none_is_refused():
         word.check(tiny("sdxl"))
     bb = tiny("sd15")
     word.layers = 7
-    with pytest.raises(FromfewError, match="4 layers.*not 7"):
+    with pytest.raises(FromfewError, match="not 7"):
         word.check(bb)
     sd3 = tiny("sd3")
     with pytest.raises(FromfewError, match="apart from the picture"):

@@ -1,0 +1,107 @@
+"""NeTI: a word as a small network of time and layer, with a bypass around the text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from fromfew.errors import FromfewError
+from fromfew.method import Tuned
+
+if TYPE_CHECKING:
+    from torch import Generator
+
+    from fromfew.backbones.base import Backbone
+    from fromfew.data import Batch
+    from fromfew.fit import Stage
+    from fromfew.ports.part import Parts
+    from fromfew.references import References
+
+CARD = {
+    "title": "A Neural Space-Time Representation for Text-to-Image Personalization",
+    "arxiv": "2305.15391",
+    "year": 2023,
+    "learns": ("subject", "style"),
+    "photos": (1, 20),
+    "kind": "tuned",
+    "ports": ("text",),
+    "backbones": ("sd15", "sd21", "sdxl"),
+    "adds": "a network of about two megabytes",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeTI(Tuned):
+    """Learn a subject or style as a network that says, for every layer and time, what the word is.
+
+    Minimises ``E ‖f(x_t, t, c(M(t, 1) … M(t, L))) - target‖²`` for the network ``M``, whose output is brought to the
+    norm of the noun's vector. Half of it is the word's vector; the other half bypasses the text encoder and shifts
+    its last states at the word's place by ``bypass`` of their norm, for values only. With probability ``dropout``
+    only the first units of the last hidden layer, a random number of them, speak in a step: so they hold the coarse,
+    and ``keep`` trades likeness for obedience afterwards.
+
+    Departs from the paper: the network begins as the noun. At bases that read the second-to-last states (SDXL) those
+    are shifted, and pooled vectors read the middle layer and time.
+
+    >>> NeTI(keep=64).keep
+    64
+    """
+
+    bypass: float = 0.2
+    """Size of the shift past the text encoder, relative to the states; 0 switches it off."""
+    dropout: float = 0.5
+    """Share of steps in which only the first few hidden units speak."""
+    hidden: int = 128
+    """Units of the two hidden layers."""
+    frequencies: int = 1024
+    """Pairs of frequencies that time and layer are encoded with."""
+    keep: int | None = None
+    """How many hidden units speak when drawing; all if left open, fewer for more obedience."""
+    modifier: Literal["word", "rare", "text"] = "word"
+    """Always a learned word: it is all that this method learns."""
+
+    def __post_init__(self) -> None:
+        """Also refuse what the network cannot be."""
+        super().__post_init__()
+        if self.modifier != "word":
+            raise FromfewError("neti learns a word and nothing else: leave modifier at 'word'.")
+        if not 0 <= self.dropout <= 1:
+            raise FromfewError(f"dropout is 0 to 1, not {self.dropout:g}.")
+        for name, low, high in (("bypass", 0, 10), ("hidden", 1, 4096), ("frequencies", 1, 65536)):
+            if not low <= getattr(self, name) <= high:
+                raise FromfewError(f"{name} is {low} to {high}, not {getattr(self, name):g}.")
+        if self.keep is not None and not 0 <= self.keep <= self.hidden:
+            raise FromfewError(f"keep is 0 to {self.hidden}, the hidden units, not {self.keep}.")
+
+    def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
+        """The network, beginning as the noun everywhere."""
+        from fromfew.parts.word import rare
+        from fromfew.parts.word_mapper import WordMapper
+        from fromfew.ports.part import Parts
+
+        how = {"hidden": self.hidden, "frequencies": self.frequencies, "past": self.bypass, "keep": self.keep}
+        start = self.text or refs.noun or rare(bb)
+        return Parts(word=WordMapper.learned(bb, refs.placeholder, start, rng, **how))
+
+    def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
+        """One stage; the network alone learns, in some steps only as far as a random unit."""
+        import torch
+
+        from fromfew.fit import Stage
+        from fromfew.ports.part import Parts as NoParts
+
+        def drop(batch: Batch, rng: Generator) -> Parts:
+            chance, unit = torch.rand(2, generator=rng).tolist()
+            parts.word.drop = int(unit * self.hidden) if chance < self.dropout else None
+            return NoParts()
+
+        yield Stage(
+            steps=self.steps or 1,
+            batches=self.with_prior(bb, refs, seed=seed),
+            terms=self.terms(),
+            train={parts.word: self.lr or 0.0},
+            schedule=self.schedule or "constant",
+            decay=0.01,
+            attach=drop,
+        )

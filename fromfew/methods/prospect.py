@@ -1,0 +1,82 @@
+"""ProSpect: a word for every stage of denoising, from layout to material."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from fromfew.errors import FromfewError
+from fromfew.method import Tuned
+
+if TYPE_CHECKING:
+    from torch import Generator
+
+    from fromfew.backbones.base import Backbone
+    from fromfew.fit import Stage
+    from fromfew.ports.part import Parts
+    from fromfew.references import References
+
+CARD = {
+    "title": "ProSpect: Prompt Spectrum for Attribute-Aware Personalization of Diffusion Models",
+    "arxiv": "2305.16225",
+    "year": 2023,
+    "learns": ("subject", "style"),
+    "photos": (1, 20),
+    "kind": "tuned",
+    "ports": ("text",),
+    "backbones": ("sd15", "sd21", "sdxl", "sd3", "flux"),
+    "adds": "the word's vectors, once for every stage",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProSpect(Tuned):
+    """Learn a subject or style as one word per stage of denoising; nothing else of the model changes.
+
+    Minimises ``E ‖f(x_t, t, c(v_s)) - target‖²`` with ``s = ⌊stages · t⌋`` for the vectors ``v_s``. Early stages
+    (much noise) hold layout and content, late ones material and style.
+
+    Departs from the paper: vectors learn directly instead of as the output of a network with a constant input, and
+    from several photos.
+
+    >>> ProSpect(spans=5).spans
+    5
+    """
+
+    spans: int = 10
+    """Equal spans of time that each have a word."""
+    vectors: int = 1
+    """Vectors per stage and text encoder; more are more faithful and less obedient."""
+    modifier: Literal["word", "rare", "text"] = "word"
+    """Always a learned word: it is all that this method learns."""
+
+    def __post_init__(self) -> None:
+        """Also refuse a modifier with nothing to learn."""
+        super().__post_init__()
+        if self.modifier != "word":
+            raise FromfewError("prospect learns a word and nothing else: leave modifier at 'word'.")
+        if not 1 <= self.vectors <= 16:
+            raise FromfewError(f"vectors is 1 to 16, not {self.vectors}.")
+        if not 1 <= self.spans <= 100:
+            raise FromfewError(f"spans is 1 to 100, not {self.spans}.")
+
+    def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
+        """The word, beginning as the noun in every stage."""
+        from fromfew.parts.word_table import WordTable
+        from fromfew.ports.part import Parts
+
+        word = self.word(bb, refs, rng, count=self.vectors, start=refs.noun or "")
+        return Parts(word=WordTable.of(bb, word, "stage", self.spans))
+
+    def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
+        """One stage of learning; the word alone learns."""
+        from fromfew.fit import Stage
+
+        yield Stage(
+            steps=self.steps or 1,
+            batches=self.with_prior(bb, refs, seed=seed),
+            terms=self.terms(),
+            train={parts.word: self.lr or 0.0},
+            schedule=self.schedule or "constant",
+        )

@@ -168,7 +168,7 @@ class Concept:
             return cls(*_naming(about), parts, _card(about["card"]), strength, _also(about.get("also", {})))
         except FromfewError:
             raise
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
             raise FromfewError(f"'{folder}' is damaged: {_reason(error)}.") from error
 
     def __repr__(self) -> str:

@@ -155,6 +155,8 @@ def check_prompts(prompts: Iterable[str], concepts: Sequence[Known]) -> list[str
     for prompt in prompts:
         if not prompt.strip():
             raise FromfewError("A prompt is empty. Say what to make.")
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise FromfewError("A prompt holds bytes that are no text (it is not UTF-8).")
         for word in _PLACEHOLDER.findall(prompt):
             if word in known:
                 continue

@@ -126,8 +126,10 @@ def splice(tokenizer: Any, prompts: Sequence[str], words: Sequence[tuple[WordPar
         length: Ids per prompt, padding included.
 
     Raises:
-        FromfewError: If a prompt is so long that a placeholder falls off its end.
+        FromfewError: If a prompt is so long that a placeholder falls off its end, or is no proper text.
     """
+    if any("\ud800" <= letter <= "\udfff" for prompt in prompts for letter in prompt):
+        raise FromfewError("A prompt holds half a letter (a lone surrogate), which is no text.")
     head, tail = _ends(tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tail[-1]
     rows, masks, where, cut = [], [], [], []
@@ -226,15 +228,15 @@ def _tokens(
             new = learned[piece].carriers(tokenizer)
             where.setdefault(piece, []).extend(range(len(ids), len(ids) + len(new)))
         elif piece.strip() or len(pieces) == 1:
-            new = _plain(tokenizer, piece, len(ids), where)
+            new = _plain(tokenizer, piece, len(ids), where, {word.placeholder for word, _ in words})
         else:
             continue
         ids += new
     return ids, where
 
 
-def _plain(tokenizer: Any, text: str, start: int, where: dict[str, list[int]]) -> list[int]:
-    """Ids of plain text; notes the place of every word, lower case and without marks."""
+def _plain(tokenizer: Any, text: str, start: int, where: dict[str, list[int]], taken: set[str]) -> list[int]:
+    """Ids of plain text; notes the place of every word, lower case and without marks, but for those ``taken``."""
     coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = list(coded.input_ids)
     spans = [(match.start(), match.end(), match.group()) for match in re.finditer(r"\S+", text)]
@@ -242,6 +244,7 @@ def _plain(tokenizer: Any, text: str, start: int, where: dict[str, list[int]]) -
         for low, high, word in spans:
             if low < end <= high and begin < end:
                 name = word.strip(".,;:!?\"'()").lower()
-                where.setdefault(name, []).append(start + place)
+                if name not in taken:  # "<V>" is plain text even where "<v>" is a word
+                    where.setdefault(name, []).append(start + place)
                 break
     return ids

@@ -117,3 +117,20 @@ def test_a_rare_word_is_one_token_where_the_tokenizer_has_one():
     bb = tiny("sd15")
     tokenizer = bb.text_encoders["one"].tokenizer
     assert len(tokenizer(rare(bb), add_special_tokens=False).input_ids) == 1
+
+
+def test_a_placeholder_in_other_letters_is_plain_text():
+    bb = tiny("sd15")
+    word = Word.learned(bb, "<v>", "cat", 1, torch.Generator().manual_seed(0))
+    encoder = bb.text_encoders["one"]
+    for prompt, count in (("a <V> cat", 0), ("a <V> and <v>", 1)):
+        found = splice(encoder.tokenizer, [prompt], [(word, 1.0)], length=encoder.length)
+        assert len(found.where[0].get("<v>", [])) == count
+    with bb.attach(word):
+        bb.embed(["a <V> and <v>"])
+
+
+def test_half_a_letter_is_refused():
+    encoder = tiny("sd15").text_encoders["one"]
+    with pytest.raises(FromfewError, match="no text"):
+        splice(encoder.tokenizer, ["a \ud83d cat"], [], length=encoder.length)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import pickletools
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -27,7 +29,8 @@ __all__ = ["read_pickled_word"]
 
 _LIMIT = 64 * 2**20
 _FAULTS = (
-    ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile,
+    ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, EOFError, zipfile.BadZipFile,
+    zlib.error, struct.error,
 )  # fmt: skip
 _STORAGES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
@@ -269,7 +272,8 @@ def read_pickled_word(path: Path | str) -> tuple[dict[str, Tensor], str | None]:
         raise
     except _FAULTS as error:
         raise FromfewError(
-            f"'{path}' is an old file that could run code, and is read only as a learned word: {error}. "
+            f"'{path}' is an old file that could run code, and is read only as a learned word: "
+            f"{str(error)[:300] or type(error).__name__}. "
             "Ask its author for a .safetensors file."
         ) from error
     return tensors, called if isinstance(called, str) else None

@@ -7,7 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -103,6 +106,38 @@ def test_made_pictures_carry_their_recipe_and_repeat_bit_for_bit(concept, tmp_pa
     again = json.loads(capsys.readouterr().out)
     assert again["equal"] is True
     assert Path(again["pictures"][0]).read_bytes() == second.read_bytes()
+
+
+def drawn(monkeypatch, spoil=None):
+    """Note how many pictures every call of make draws; ``spoil`` alters what calls of one picture give."""
+    making: Any = import_module("fromfew.make")
+    real, counts = making.make, []
+
+    def noted(bb, prompts, *args, **kwargs):
+        counts.append(len(prompts))
+        found = real(bb, prompts, *args, **kwargs)
+        return replace(found, tensor=spoil(found.tensor)) if spoil and len(prompts) == 1 else found
+
+    monkeypatch.setattr(making, "make", noted)
+    return counts
+
+
+def test_repeating_a_picture_draws_that_one_only_and_its_batch_if_company_shows(concept, tmp_path, monkeypatch, capsys):
+    asked = ["make", "a <rex> cat", "--with", str(concept), "-n", "5", "--batch", "2", "--steps", "2", "--no-sheet"]
+    assert main([*asked, "--out", str(tmp_path)]) == 0
+    last = tmp_path / "a-rex-cat-0004.png"
+    again = ["make", "--from", str(last), "--out", str(tmp_path / "again"), "--json"]
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        counts = drawn(patch)
+        assert main(again) == 0
+        assert counts == [1]
+    assert json.loads(capsys.readouterr().out)["equal"] is True
+    with monkeypatch.context() as patch:
+        counts = drawn(patch, spoil=lambda tensor: tensor * 0.5)
+        assert main(again) == 0
+        assert counts == [1, 2], "the fourth of five in twos is the second of its batch"
+    assert json.loads(capsys.readouterr().out)["equal"] is True
 
 
 def test_pictures_never_overwrite_each_other(concept, tmp_path):

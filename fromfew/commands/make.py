@@ -177,13 +177,12 @@ def _recipe(order: _Order, bb: Any, told: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _draw(order: _Order, recipe: Mapping[str, Any] | None) -> tuple[list[Image], dict[str, Any]]:
-    """Open the base, load the concepts, draw."""
+def _open(order: _Order, recipe: Mapping[str, Any] | None) -> tuple[Any, list[tuple[Any, float]]]:
+    """The base and the concepts with their strengths."""
     import torch
 
     from fromfew.commands.learn import open_base
     from fromfew.concept import load
-    from fromfew.make import make
 
     if recipe is not None and isinstance(recipe.get("threads"), int) and 1 <= recipe["threads"] <= 1024:
         torch.set_num_threads(recipe["threads"])  # sums are rounded in another order with other threads
@@ -197,10 +196,19 @@ def _draw(order: _Order, recipe: Mapping[str, Any] | None) -> tuple[list[Image],
         if not concept.same_base(bb):
             remark(f"'{known.name}' was learned on another base than '{order.base}'; it may look different.")
         pairs.append((concept, strength))
+    return bb, pairs
+
+
+def _draw(order: _Order, bb: Any, pairs: Sequence[Any], only: range | None = None) -> tuple[list[Image], Any]:
+    """The pictures (of the whole order, or of some indices only), and the recipe."""
+    from fromfew.make import make
+
+    chosen = only if only is not None else range(len(order.prompts))
     with progress("making") as watch:
         drawn = make(
-            bb, order.prompts, pairs, guidance=order.guidance, steps=order.steps, seed=order.seed,
-            negative=order.negative, size=order.size, sampler=order.sampler, batch=order.batch, watch=watch,
+            bb, [order.prompts[i] for i in chosen], pairs, guidance=order.guidance, steps=order.steps,
+            seed=order.seed, negative=order.negative, size=order.size, sampler=order.sampler, batch=order.batch,
+            first=chosen.start, watch=watch,
         )  # fmt: skip
     for warning in drawn.warnings:
         remark(warning)
@@ -256,17 +264,43 @@ def _check_folder(out: Path) -> None:
         raise FromfewError(f"'{out}' is a file. Choose a folder with --out.")
 
 
+def _once_more(order: _Order, before: Mapping[str, Any], source: Path) -> tuple[Image, dict[str, Any]]:
+    """One picture of an order, and the recipe: drawn alone, or, if it is another then, in the company it had.
+
+    Alone it is the same but for the last bits of its sums, which the size of a batch may round otherwise; whether they
+    show is seen by comparing.
+    """
+    from fromfew.io.pictures import read_picture
+
+    index, count = before["index"], len(order.prompts)
+    bb, pairs = _open(order, before)
+    together = any(getattr(part, "couples_images", False) for concept, _ in pairs for part in concept.parts)
+    batch = max(1, order.batch)
+    start = index // batch * batch
+    beside = range(count) if together else range(start, min(start + batch, count))
+    ways = [beside] if together else [range(index, index + 1), beside]
+    try:
+        expected = read_picture(source).image.tobytes()
+    except FromfewError:  # drawn in a shape that no photo may have
+        ways, expected = [beside], b""
+    for chosen in ways:
+        images, recipe = _draw(order, bb, pairs, chosen)
+        image = images[index - chosen.start]
+        if chosen == beside or image.tobytes() == expected:
+            break
+    return image, recipe
+
+
 def _repeat(found: argparse.Namespace) -> int:
     """Make one picture again and say whether its file came out with equal bytes."""
     from fromfew.io.metadata import free_path, write_png
 
     order, before = _repeated(found)
-    images, recipe = _draw(order, before)
+    image, recipe = _once_more(order, before, found.source)
     index = before["index"]
-    pixels = [images[index].height, images[index].width]
     kept = {"base": before["base"], "concepts": before["concepts"]}  # where they lie now does not matter
     path = free_path(found.out, _stem(order.prompts[index]))
-    write_png(path, images[index], {**recipe, **kept, "index": index, "pixels": pixels})
+    write_png(path, image, {**recipe, **kept, "index": index, "pixels": [image.height, image.width]})
     equal = path.read_bytes() == found.source.read_bytes()
     if found.json:
         say_json({"pictures": [str(path)], "equal": equal})
@@ -286,7 +320,7 @@ def run(argv: Sequence[str]) -> int:
     if found.source is not None:
         return _repeat(found)
     order = _order(found)
-    images, recipe = _draw(order, None)
+    images, recipe = _draw(order, *_open(order, None))
     order = replace(order, steps=recipe["steps"])
     paths = _save(order, images, recipe, found.out)
     sheet = None if found.no_sheet or len(images) < 2 else _sheet(order, images, found.out)

@@ -253,7 +253,7 @@ def _pictures() -> tuple[tuple[str, bytes], ...]:
     from PIL import Image
 
     greys = Image.linear_gradient("L").resize((40, 32))
-    colour = Image.merge("RGB", (greys, greys.rotate(90).resize(greys.size), greys.transpose(0)))
+    colour = Image.merge("RGB", (greys, greys.rotate(90).resize(greys.size), greys.transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
     found = []
     for ending, image, form, how in (
         ("png", colour, "PNG", {}), ("png", greys.convert("LA"), "PNG", {}), ("png", colour.quantize(8), "PNG", {}),

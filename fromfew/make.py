@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from fromfew.errors import FromfewError
 from fromfew.guidance import CFG, Distilled, Guide
 from fromfew.ports.part import attached
 from fromfew.ports.sampler import Moment, attached_samplers
+from fromfew.regions import FIND, enter
 from fromfew.rows import Rows
 
 _LEAD = -1  # index of a picture that is drawn first in every batch and left out of the result
@@ -77,6 +78,8 @@ def make(  # noqa: PLR0913
     batch: int = 8,
     first: int = 0,
     latents: Tensor | None = None,
+    regions: Mapping[str, Any] | None = None,
+    region_method: str = "attention",
     watch: Callable[[int, int], object] | None = None,
 ) -> Images:
     """Draw one picture per prompt; picture i of a batch equals picture i alone.
@@ -96,6 +99,15 @@ def make(  # noqa: PLR0913
         batch: Pictures drawn at once.
         first: Index of the first picture, to draw picture i of an earlier call again.
         latents: ``[I, C, h, w]`` unit noise to begin from instead of the seed's.
+        regions: Where things are to be: a placeholder, or a whole prompt of the region's own ("a <v> cat in the
+            snow"), to its box ``(left, top, right, bottom)`` (shares of the picture, or px if any is above 1), to a
+            mask ``[h, w]``, or to "find": then the base first draws the plain nouns, and the region is where it looks
+            at this one's.
+        region_method: How. "attention": inside a region the picture reads the region's prompt (Mix-of-Show, arXiv
+            2305.18292). "layout": all reads the one prompt, with every word drawn into its region and kept out of the
+            others' (Cones 2, 2305.19327). "noise": a region is predicted by the base with its own concept and no
+            other attached, so that concepts cannot disturb each other (OMG, 2403.10983); outside, the base draws the
+            plain nouns.
         watch: Called with (steps done, steps in all).
 
     Returns:
@@ -109,18 +121,28 @@ def make(  # noqa: PLR0913
     if noise.shape != (len(order.prompts), *order.shape):
         asked, given = (len(order.prompts), *order.shape), tuple(noise.shape)
         raise FromfewError(f"These prompts need noise of shape {asked}, not {given}.")
+    if regions and FIND in [where for where in regions.values() if isinstance(where, str)] and len(order.prompts) > 1:
+        return _one_by_one(order, noise, lambda i, z: make(
+            bb, order.prompts[i], concepts, guidance=guidance, steps=steps, seed=seed, negative=negative, size=size,
+            sampler=sampler, first=first + i, latents=z if latents is not None else None, regions=regions,
+            region_method=region_method, watch=_ticks(watch, i, len(order.prompts)),
+        ))  # fmt: skip
     pairs = _pairs(concepts)
+    told = order.told() | {"own_noise": latents is not None, "concepts": [_describe(*pair) for pair in pairs]}
+    prompts = order.prompts
     with torch.no_grad(), ExitStack() as stack:
-        for concept, strength in pairs:
-            stack.enter_context(bb.attach(concept, strength=strength))
+        if regions:
+            told["regions"] = {what: _plain(where) for what, where in regions.items()}
+            told["region_method"] = region_method
+            order = enter(order, pairs, regions, region_method, stack)
+        else:
+            for concept, strength in pairs:
+                stack.enter_context(bb.attach(concept, strength=strength))
         runs = order.runs(noise, batch)
         drawn = torch.cat([run.draw(_ticks(watch, i, len(runs))) for i, run in enumerate(runs)])
         pictures = torch.cat([bb.decode(z) for z in drawn.split(max(1, batch))]).float().clamp(-1, 1).cpu()
         warnings = dict.fromkeys([*_strange(order), *(w for run in runs for w in run.text.warnings)])
-    told = order.told() | {"own_noise": latents is not None, "concepts": [_describe(*pair) for pair in pairs]}
-    provenance = [
-        {"prompt": p, "index": i, **told} for i, p in zip(order.indices, order.prompts, strict=True)
-    ]
+    provenance = [{"prompt": p, "index": i, **told} for i, p in zip(order.indices, prompts, strict=True)]
     return Images(pictures, provenance, drawn.cpu(), tuple(warnings))
 
 
@@ -260,6 +282,16 @@ class _Run:
             moment.x = getattr(part, hook)(moment)
 
 
+def _one_by_one(order: _Order, noise: Tensor, draw: Callable[[int, Tensor], Images]) -> Images:
+    """Pictures of which each needs a call of its own, as one result."""
+    each = [draw(i, noise[i : i + 1]) for i in range(len(order.prompts))]
+    latents = [one.latents for one in each if one.latents is not None]
+    return Images(
+        torch.cat([one.tensor for one in each]), [told for one in each for told in one.provenance], torch.cat(latents),
+        tuple(dict.fromkeys(warning for one in each for warning in one.warnings)),
+    )  # fmt: skip
+
+
 def _ticks(watch: Callable[[int, int], object] | None, run: int, runs: int) -> Callable[[int, int], object]:
     """Progress over all batches, from the progress of one."""
     return lambda i, n: watch(run * n + i, runs * n) if watch is not None else None
@@ -282,6 +314,11 @@ def _pairs(concepts: Any) -> list[tuple[Any, float]]:
     if len(concepts) == 2 and isinstance(concepts[1], int | float):
         return [(concepts[0], float(concepts[1]))]
     return [one if isinstance(one, tuple) else (one, 1.0) for one in concepts]
+
+
+def _plain(where: Any) -> Any:
+    """A region's box as provenance keeps it; of a mask only that it was one."""
+    return "mask" if isinstance(where, Tensor) else where if isinstance(where, str) else [float(v) for v in where]
 
 
 def _describe(concept: Any, strength: float) -> dict[str, Any]:

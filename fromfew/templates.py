@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fromfew.errors import FromfewError, unknown
 
-__all__ = ["TEMPLATES", "class_prompt", "filled", "sentences", "viewed", "with_article", "worded"]
+__all__ = ["TEMPLATES", "class_prompt", "filled", "plain_of", "sentences", "viewed", "with_article", "worded"]
 
 _OBJECT = (
     "a photo of a {}", "a rendering of a {}", "a cropped photo of the {}", "the photo of a {}",
@@ -65,6 +65,19 @@ def worded(caption: str, word: str, noun: str | None, *, style: bool = False, ke
             kept = f"{word} {found[0]}" if keep_noun else word
             return caption[: found.start()] + kept + caption[found.end() :]
     return f"{thing}, {caption}"
+
+
+def plain_of(prompt: str, word: str, noun: str | None) -> str:
+    """A prompt without a concept's word: the noun stays if it follows the word, and else takes its place.
+
+    >>> plain_of("a <rex> owl and <rex>", "<rex>", "owl"), plain_of("a cat in <s> style", "<s>", None)
+    ('an owl and owl', 'a cat in style')
+    """
+    here = re.escape(word)
+    if noun:
+        prompt = re.sub(rf"{here}(?!\s*{re.escape(noun)}(?![\w-]))", noun, prompt)
+    prompt = " ".join(prompt.replace(word, " ").split())
+    return re.sub(r"\b([Aa])n? (?=(\w))", lambda m: f"{m[1]}{'n' if m[2].lower() in 'aeiou' else ''} ", prompt)
 
 
 def sentences(templates: str | Sequence[str], role: str = "subject") -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fromfew.commands.concepts import Known, base_to_use, check_prompts, peek
 from fromfew.commands.console import progress, remark, say, say_json
 from fromfew.commands.parsing import Parser, number, size, strengthened, whole
-from fromfew.errors import FromfewError
+from fromfew.errors import FromfewError, unknown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 SAMPLERS = ("dpm++", "ddim", "euler")
+REGION_METHODS = ("attention", "layout", "noise")
 _MOST = 10_000
 _EPILOG = """examples:
   fromfew make "a <rex> cat on the beach" --with concepts/rex -n 8
   fromfew make "a <rex> cat in <mine> style" --with concepts/rex:0.9 --with concepts/mine:0.7
+  fromfew make "a <rex> cat and a <tom> dog" --with concepts/rex --with concepts/tom \\
+      --region "<rex>=0,0,0.5,1" --region "<tom>=0.5,0,1,1"
   fromfew make --from out/picture-0001.png        (the same picture again, bit for bit)
 """
 
@@ -44,6 +47,8 @@ class _Order:
     sampler: str | None
     size: tuple[int, int] | None
     batch: int
+    regions: Mapping[str, Any]
+    region_method: str
 
 
 def _parser() -> Parser:
@@ -75,6 +80,12 @@ def _parser() -> Parser:
     add("--negative", help="what not to draw")
     add("--sampler", choices=SAMPLERS, help="how to draw (default: chosen for the base)")
     add("--size", type=size, metavar="SIZE", help="side, or WIDTHxHEIGHT, in pixels (default: the base's)")
+    add("--region", dest="regions", action="append", default=[], metavar="WHAT=BOX",
+        help='where a concept is to be: "<rex>=0,0,0.5,1" (left,top,right,bottom, shares of the picture or px), or '
+        '"<rex>=find" for where the base puts its noun; WHAT may be the prompt of the region; repeatable')  # fmt: skip
+    add("--region-method", choices=REGION_METHODS,
+        help="how to keep it there: it reads its own prompt (attention, the default), words are drawn into their "
+        "regions (layout), or each region is drawn by the base with its concept alone (noise)")  # fmt: skip
     add("--batch", type=whole(1, 1024), help="pictures drawn at once; less needs less memory (default: 8)")
     add("--device", default="auto", help="cpu, cuda or auto (default: auto)")
     add(
@@ -104,10 +115,57 @@ def _order(found: argparse.Namespace) -> _Order:
     return _Order(
         prompts, tuple(seen), base, found.device, found.seed or 0, found.steps, found.guidance,
         found.negative or "", found.sampler, found.size, found.batch or 8,
+        _regions(found.regions, prompts, [one for one, _ in seen]), found.region_method or "attention",
     )  # fmt: skip
 
 
-_FIXED = ("prompts", "number", "seed", "steps", "guidance", "negative", "sampler", "size", "batch")
+def _regions(given: Sequence[str], prompts: Sequence[str], seen: Sequence[Known]) -> dict[str, Any]:
+    """The regions, read; what they mean for the picture is checked where it is drawn.
+
+    Raises:
+        FromfewError: One is not WHAT=BOX, is given twice, or calls a concept that is not there.
+    """
+    answers = [word for one in seen for word in one.answers]
+    found: dict[str, Any] = {}
+    for text in given:
+        what, equals, where = text.rpartition("=")
+        what, where = what.strip(), where.strip()
+        if not (equals and what and where):
+            raise FromfewError(f"'{text}' is no region: write what and where, such as \"<rex>=0,0,0.5,1\".")
+        if what in found:
+            raise FromfewError(f"The region of '{what}' is given twice.")
+        for word in re.findall(r"<[^<>\s]+>", what):
+            if word not in answers:
+                raise unknown("concept of a region", word, answers)
+            lacking = next((prompt for prompt in prompts if word not in prompt), None)
+            if lacking is not None:
+                raise FromfewError(f"The region of {word} belongs to nothing: '{lacking}' does not call {word}.")
+        found[what] = where if where == "find" else _box(where, what)
+    return found
+
+
+def _box(text: str, what: str) -> list[float]:
+    """Left, top, right, bottom.
+
+    Raises:
+        FromfewError: They are not four numbers.
+    """
+    try:
+        box = [float(piece) for piece in text.split(",")]
+    except ValueError:
+        box = []
+    if len(box) != 4 or not all(0 <= value < 1e5 for value in box):
+        raise FromfewError(
+            f"'{text}' is no box for '{what}': write left,top,right,bottom as shares of the picture, such as "
+            "0,0,0.5,1, or in px; or find."
+        )
+    return box
+
+
+_FIXED = (
+    "prompts", "number", "seed", "steps", "guidance", "negative", "sampler", "size", "batch", "regions",
+    "region_method",
+)  # fmt: skip
 
 
 def _repeated(found: argparse.Namespace) -> tuple[_Order, dict[str, Any]]:
@@ -140,6 +198,7 @@ def _repeated(found: argparse.Namespace) -> tuple[_Order, dict[str, Any]]:
     order = _Order(
         tuple(recipe["prompts"]), tuple(concepts), found.base or recipe["base"], found.device, recipe["seed"],
         recipe["steps"], recipe["guidance"], recipe["negative"], recipe["sampler"], shape, recipe["batch"],
+        recipe.get("regions", {}), recipe.get("region_method", "attention"),
     )  # fmt: skip
     return order, recipe
 
@@ -164,6 +223,7 @@ def _recipe(order: _Order, bb: Any, told: Mapping[str, Any]) -> dict[str, Any]:
         "sampler": told["sampler"],
         "size": list(told["size"]),
         "batch": order.batch,
+        **({"regions": dict(order.regions), "region_method": order.region_method} if order.regions else {}),
         "base": order.base,
         "base_fingerprint": bb.fingerprint(),
         "concepts": [
@@ -208,7 +268,7 @@ def _draw(order: _Order, bb: Any, pairs: Sequence[Any], only: range | None = Non
         drawn = make(
             bb, [order.prompts[i] for i in chosen], pairs, guidance=order.guidance, steps=order.steps,
             seed=order.seed, negative=order.negative, size=order.size, sampler=order.sampler, batch=order.batch,
-            first=chosen.start, watch=watch,
+            first=chosen.start, regions=order.regions, region_method=order.region_method, watch=watch,
         )  # fmt: skip
     for warning in drawn.warnings:
         remark(warning)

@@ -7,7 +7,7 @@ installed at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -78,6 +78,7 @@ class Call:
         context: ``[B, Lc, C]`` what keys and values are projected from, at cross sites.
         strength: How strongly the part being asked is attached.
         state: What that part keeps between steps.
+        words: For every row, where the words and placeholders of its prompt stand in the text.
     """
 
     site: Site
@@ -92,6 +93,7 @@ class Call:
     context: Tensor | None
     strength: float
     state: dict[str, Any]
+    words: tuple[Mapping[str, list[int]], ...] = ()
 
     def replace(self, **changes: Any) -> Call:
         """The call with other queries, keys, values or bias; a bias grows with the keys, by zeros."""
@@ -347,7 +349,7 @@ class _Catch(TorchFunctionMode):
             "image+text": (slice(n - words, n), slice(0, n - words)),
         }[site.layout]
         grid = _grid(now.latent, image.stop - image.start)
-        return Call(site, q, k, v, bias, text, image, grid, now.rows, self.context, 1.0, {})
+        return Call(site, q, k, v, bias, text, image, grid, now.rows, self.context, 1.0, {}, now.words)
 
 
 def read_contexts(bb: Backbone, sites: Iterable[Site]) -> Handle:

@@ -17,6 +17,7 @@ from fromfew.backbones.text import Text
 from fromfew.concept import versions
 from fromfew.errors import FromfewError
 from fromfew.guidance import CFG, Distilled, Guide
+from fromfew.parts.record import Record
 from fromfew.ports.part import attached
 from fromfew.ports.sampler import Moment, attached_samplers
 from fromfew.regions import FIND, enter
@@ -272,8 +273,15 @@ class _Run:
             out = bb.predict(latents.repeat(len(branches), 1, 1, 1), rows.t, self.text, rows)
             return dict(zip(branches, out.chunk(len(branches)), strict=True))
 
+        def maps(latents: Tensor, words: Sequence[str], side: int | None) -> Mapping[str, Tensor]:
+            own = [i for i, branch in enumerate(rows.branch) if branch == "cond"]
+            record, text, here = Record(words, side=side), self.text.select(own), rows.select(own)
+            with bb.attach(record) as there:
+                bb.predict(latents, here.t, text, here)
+                return record.read(there, text)
+
         return Moment(
-            step, len(sampler), t, after, x, self.noise, self.image, bb.path, predict, self.text, rows
+            step, len(sampler), t, after, x, self.noise, self.image, bb.path, predict, maps, self.text, rows
         )
 
     def _ask(self, hook: str, moment: Moment) -> None:

@@ -16,6 +16,9 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "textual-inversion": {"steps": 3000, "batch": 4, "lr": 2e-3, "schedule": "constant", "class_images": 100},
         "p-plus": {"steps": 500, "batch": 8, "lr": 5e-3, "schedule": "constant", "class_images": 100},
         "neti": {"steps": 1000, "batch": 8, "lr": 8e-3, "schedule": "constant", "class_images": 100},
+        "compositional-inversion": {
+            "steps": 5000, "batch": 4, "lr": 5e-3, "schedule": "constant", "class_images": 100,
+        },
         "prospect": {"steps": 3000, "batch": 4, "lr": 2e-3, "schedule": "constant", "class_images": 100},
         "dreambooth": {
             "steps": 800, "batch": 1, "lr": 5e-6, "encoder_lr": 2e-6, "schedule": "constant", "class_images": 200,
@@ -91,6 +94,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "textual-inversion": {"steps": 200, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
         "p-plus": {"steps": 250, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
         "neti": {"steps": 300, "batch": 4, "lr": 1e-2, "schedule": "cosine", "class_images": 8},
+        "compositional-inversion": {"steps": 300, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
         "prospect": {"steps": 300, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
         "dreambooth": {
             "steps": 250, "batch": 3, "lr": 1.5e-3, "encoder_lr": 2e-5, "schedule": "cosine", "class_images": 8,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ class Moment:
         image: ``[I]`` long, index of each picture; a lead picture has -1.
         path: The model's noise path.
         predict: Latents to the prediction of every guidance branch.
+        maps: Latents, words and a grid's shorter side to where on that grid each picture's own prompt is read from,
+            ``[I, h, w]`` a word; gradients pass to the latents where they are asked for.
         text: What is read, branch after branch.
         rows: What every row of a prediction is.
         state: Whatever the part wants to keep until the drawing ends.
@@ -46,6 +48,7 @@ class Moment:
     image: Tensor
     path: NoisePath
     predict: Callable[..., Mapping[str, Tensor]]
+    maps: Callable[[Tensor, Sequence[str], int | None], Mapping[str, Tensor]]
     text: Text
     rows: Rows
     state: dict[str, Any] = field(default_factory=dict)

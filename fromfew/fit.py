@@ -20,6 +20,7 @@ from fromfew.checkpoint import Kept, load_state, save_state
 from fromfew.errors import FromfewError
 from fromfew.ports.part import Part, Parts, bare
 from fromfew.rows import Rows
+from fromfew.search import Evolution, Search
 
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone, Text
@@ -94,6 +95,8 @@ class Stage:
         record: Words whose attention is recorded for the terms.
         record_side: Take the maps from the sites whose grids are nearest to so many tokens a side; all if None.
         optimiser: AdamW, or plain gradient descent, whose steps add up to a sum of gradients.
+        search: Takes no gradients at all but tries points of this space; learning rates then mean nothing, and a step
+            is a generation.
         after: Called after every update with the step it came from, without gradients: projections, running means.
         name: Shown in messages.
     """
@@ -111,6 +114,7 @@ class Stage:
     record: tuple[str, ...] = ()
     record_side: int | None = None
     optimiser: Literal["adamw", "sgd"] = "adamw"
+    search: Search | None = None
     after: Callable[[Step], object] | None = None
     name: str = "learn"
 
@@ -202,7 +206,7 @@ class _Keeper:
         self.watch = watch if isinstance(watch, Remembering) else None
         kept = Kept()
         if file is not None and file.exists():
-            kept = load_state(file, loop.modules, loop.optimiser, loop.mark)
+            kept = load_state(file, loop.modules, loop.evolution or loop.optimiser, loop.mark)
         self.finished = kept.finished
         self.history = History(kept.losses, kept.seconds, len(kept.losses))
         self.began, self.written = time.monotonic() - kept.seconds, time.monotonic()
@@ -214,10 +218,11 @@ class _Keeper:
         self.history.seconds = time.monotonic() - self.began
         if self.file is None or self.loop.torn:
             return
-        told, seen = self.watch.memory() if self.watch is not None else (None, {})
+        told, seen = self.watch.memory() if self.watch is not None else (None, dict[str, Tensor]())
         kept = Kept(self.history.losses, self.history.seconds, finished, told, {} if finished else seen)
         # Of a stage that has ended nothing but its result is needed.
-        save_state(self.file, self.loop.modules, None if finished else self.loop.optimiser, self.loop.mark, kept)
+        optimiser = None if finished else self.loop.evolution or self.loop.optimiser
+        save_state(self.file, self.loop.modules, optimiser, self.loop.mark, kept)
 
     def keep_if_due(self) -> None:
         """Write the state if the last writing was long ago."""
@@ -250,7 +255,9 @@ class _Loop:
             {"params": list(m.parameters()), "lr": rate, "base": rate, "weight_decay": decay.get(m, 0.0)}
             for m, rate in stage.train.items() if m in self.modules
         ]  # fmt: skip
-        self.optimiser = torch.optim.AdamW(groups) if groups else None
+        kind: Any = torch.optim.SGD if stage.optimiser == "sgd" else torch.optim.AdamW
+        self.optimiser = kind(groups) if groups else None
+        self.evolution = None if stage.search is None else Evolution(stage.search, seed)
         self.torn = False  # whether an update was begun whose loss is not yet noted
         self.now: Step | None = None
         self.latents: dict[Hashable, Tensor] = {}
@@ -275,6 +282,8 @@ class _Loop:
 
     def step(self, step: int) -> float:
         """One optimiser step; its loss."""
+        if self.evolution is not None:
+            return self._generation(self.evolution, step)
         optimiser = self.optimiser
         loss = self.loss(step)
         value = float(loss.detach())
@@ -296,6 +305,15 @@ class _Loop:
             with torch.no_grad():
                 self.stage.after(self.now)
         self.now = None
+        return value
+
+    def _generation(self, evolution: Evolution, step: int) -> float:
+        """One population, tried on the same pictures, noise and times; its mean loss."""
+        self.torn = True
+        with torch.no_grad():
+            value = evolution.step(lambda: float(self.loss(step)))
+        if not math.isfinite(value):
+            raise _NotFinite("loss")
         return value
 
     def _factor(self, step: int) -> float:

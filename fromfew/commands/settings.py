@@ -65,8 +65,9 @@ def _classes(tree: ast.Module) -> dict[str, ast.ClassDef]:
 
 
 def _bases() -> dict[str, ast.ClassDef]:
-    """What methods build on: the classes of method.py."""
-    return _classes(ast.parse(Path(__file__).parents[1].joinpath("method.py").read_text(encoding="utf-8")))
+    """What methods build on: the classes of method.py and weight_tuned.py."""
+    files = (Path(__file__).parents[1] / name for name in ("method.py", "weight_tuned.py"))
+    return {k: v for file in files for k, v in _classes(ast.parse(file.read_text(encoding="utf-8"))).items()}
 
 
 def _main_class(tree: ast.Module, known: Mapping[str, ast.ClassDef]) -> ast.ClassDef:

@@ -1,20 +1,18 @@
-"""LoRA: a thin change beside every chosen linear map, trained as DreamBooth is."""
+"""LoRA: a thin change beside every chosen map, trained as DreamBooth is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from fromfew.errors import FromfewError
-from fromfew.method import Tuned
+from fromfew.weight_tuned import RankTuned
 
 if TYPE_CHECKING:
-    from torch import Generator
+    from torch import Generator, nn
 
     from fromfew.backbones.base import Backbone
-    from fromfew.fit import Stage
-    from fromfew.ports.part import Parts
+    from fromfew.ports.part import Part, Parts
     from fromfew.references import References
 
 CARD = {
@@ -27,14 +25,16 @@ CARD = {
     "ports": ("text", "linear"),
     "backbones": ("sd15", "sd21", "sdxl", "sd3", "flux"),
     "adds": "rank · (in + out) numbers a map: a few megabytes",
+    "joint": True,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRA(Tuned):
-    """Learn a subject, style or face as low-rank changes of attention maps (or of all linear maps).
+class LoRA(RankTuned):
+    """Learn a subject, style or face as low-rank changes of attention maps (or of all maps, or convolutions).
 
-    ``y = W x + alpha/rank · B A x`` with ``B = 0`` at the start; ``A`` and ``B`` minimise DreamBooth's loss.
+    ``y = W x + alpha/rank · B A x`` with ``B = 0`` at the start; ``A`` and ``B`` minimise DreamBooth's loss. With
+    convolutions among the targets this is LoCon.
 
     Departs from common practice: a learned word may stand in front of the noun, and ``prior`` is off by
     default, since a thin change drifts less.
@@ -43,48 +43,24 @@ class LoRA(Tuned):
     16
     """
 
-    modifier: Literal["word", "rare", "text"] = "rare"
-    """What stands for the subject in prompts: a learned word, a rare token, or plain text (see text)."""
-    rank: int | None = None
-    """Width of the bottleneck; chosen for the base if left open."""
-    alpha: float | None = None
-    """Scale of the change, divided by the rank; the rank itself if left open."""
-    targets: tuple[str, ...] | None = None
-    """Which maps of the denoiser: attention, mlp, all, or roles such as text.key; chosen for the base if left open."""
-    encoder: bool = False
-    """Whether the text encoders' attention learns as well."""
-    encoder_lr: float | None = None
-    """Learning rate of the text encoders and of a learned word; chosen for the base if left open."""
-
-    def __post_init__(self) -> None:
-        """Also refuse a rank below 1."""
-        super().__post_init__()
-        if self.rank is not None and not 1 <= self.rank <= 1024:
-            raise FromfewError(f"rank is 1 to 1024, not {self.rank}.")
-
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
-        """The word, and thin changes beside the targets."""
-        from fromfew.parts.low_rank import LowRank
+        """The word, and thin changes beside the targets; those of convolutions apart."""
         from fromfew.ports.part import Parts
 
-        rank = self.rank or 4
-        alpha = float(rank) if self.alpha is None else self.alpha
-        text = bb.select("encoder.attention") if self.encoder else None
+        targets = self.targets or ("attention",)
+        linear = {path: m for path, m in bb.select(*targets).items() if m.weight.dim() == 2}
+        convs = {path: m for path, m in bb.select(*targets).items() if path not in linear}
         return Parts(
-            word=self.word(bb, refs, rng),
-            denoiser=LowRank.of(bb.select(*(self.targets or ("attention",))), rank, alpha, rng),
-            encoder=LowRank.of(text, rank, alpha, rng) if text else None,
+            **self.words(bb, refs, rng),
+            denoiser=self.change(linear, rng) if linear else None,
+            convolutions=self.change(convs, rng) if convs else None,
+            encoder=self.change(bb.select("encoder.attention"), rng) if self.encoder else None,
         )
 
-    def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
-        """One stage; a learned word, the maps and the encoders learn together."""
-        from fromfew.fit import Stage
+    def change(self, maps: Mapping[str, nn.Module], rng: Generator) -> Part:
+        """``B A`` beside linear maps, or over convolutions."""
+        from fromfew.parts.low_rank import LowRank
+        from fromfew.parts.low_rank_conv import LowRankConv
 
-        slow = self.encoder_lr or 0.0
-        yield Stage(
-            steps=self.steps or 1,
-            batches=self.with_prior(bb, refs, seed=seed),
-            terms=self.terms(),
-            train={part: self.lr or 0.0 if part is parts.denoiser else slow for part in parts},
-            schedule=self.schedule or "constant",
-        )
+        thin = all(module.weight.dim() == 2 for module in maps.values())  # type: ignore[union-attr, operator]
+        return (LowRank if thin else LowRankConv).of(maps, *self.thin, rng)  # type: ignore[arg-type]

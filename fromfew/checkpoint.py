@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,12 @@ from fromfew.io.tensors import read_header, read_tensors, write_tensors
 __all__ = ["Kept", "load_state", "save_state"]
 
 _MEMORY = "memory/"
+
+
+class Remembered(Protocol):
+    """What a state expects of an optimiser: tensors by parameter."""
+
+    state: Any
 
 
 @dataclass
@@ -40,7 +46,7 @@ class Kept:
 
 
 def save_state(
-    path: Path, modules: Sequence[nn.Module], optimiser: torch.optim.Optimizer | None, mark: str, kept: Kept
+    path: Path, modules: Sequence[nn.Module], optimiser: Remembered | None, mark: str, kept: Kept
 ) -> None:
     """Write the state in one step: a kill at any moment leaves the old file or the new one.
 
@@ -61,7 +67,7 @@ def save_state(
     write_tensors(path, tensors, {"mark": _hash(modules, mark), "format": "2", "about": json.dumps(about)})
 
 
-def load_state(path: Path, modules: Sequence[nn.Module], optimiser: torch.optim.Optimizer | None, mark: str) -> Kept:
+def load_state(path: Path, modules: Sequence[nn.Module], optimiser: Remembered | None, mark: str) -> Kept:
     """Put a state back; returns the rest of what was kept.
 
     Raises:

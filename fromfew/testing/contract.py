@@ -20,6 +20,7 @@ from fromfew.method import Encoded, Learner, Tuned
 from fromfew.ports.part import Part, Parts
 from fromfew.references import References
 from fromfew.rows import Rows
+from fromfew.testing.eye import tiny_eye
 
 __all__ = ["Bench", "Report", "check_method", "check_part", "few_photos", "predict", "quick"]
 
@@ -66,6 +67,10 @@ def quick(method: Learner, bb: Backbone, folder: Path) -> Learner:
         rate = 2e-3 if whole else 2e-2
         given: dict[str, Any] = {"steps": 6, "batch": 2, "lr": rate, "class_images": 2, "views": 2}
         given |= {one.name: rate for one in fields(method) if one.name.endswith("_lr")}
+        if "population" in method.settings():
+            given |= {"population": 6, "spread": 1.0}
+        if "eye" in method.settings():
+            given["eye"] = tiny_eye(folder / "eye")
         return replace(method, **given)
     if isinstance(method, Encoded):
         return _with_weights(method, bb, folder)
@@ -76,7 +81,6 @@ def _with_weights(method: Encoded, bb: Backbone, folder: Path) -> Encoded:
     from fromfew.data import photo_batches
     from fromfew.fit import fit, generator
     from fromfew.io.tensors import write_tensors
-    from fromfew.testing.eye import tiny_eye
 
     method = replace(
         method,
@@ -108,7 +112,8 @@ class Bench:
         self.bb, self.folder = bb, folder
         self.method = quick(method, bb, folder)
         most = self.method.card()["photos"][1]
-        self.refs = few_photos(min(3, most))
+        self.masks = bool(method.card().get("masks", False))
+        self.refs = few_photos(min(3, most), masks=self.masks)
         self._learned: dict[int, Concept] = {}
 
     def learn(self, seed: int = 0, **how: Any) -> Concept:

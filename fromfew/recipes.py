@@ -20,6 +20,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "steps": 5000, "batch": 4, "lr": 5e-3, "schedule": "constant", "class_images": 100,
         },
         "gradient-free": {"steps": 400, "batch": 5, "lr": 1.0, "spread": 1.0, "class_images": 100},
+        "catversion": {"steps": 1000, "batch": 2, "lr": 1e-2, "schedule": "constant", "class_images": 100},
         "prospect": {"steps": 3000, "batch": 4, "lr": 2e-3, "schedule": "constant", "class_images": 100},
         "dreambooth": {
             "steps": 800, "batch": 1, "lr": 5e-6, "encoder_lr": 2e-6, "schedule": "constant", "class_images": 200,
@@ -97,6 +98,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "neti": {"steps": 300, "batch": 4, "lr": 1e-2, "schedule": "cosine", "class_images": 8},
         "compositional-inversion": {"steps": 300, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
         "gradient-free": {"steps": 100, "batch": 4, "lr": 1.0, "spread": 1.0, "class_images": 8},
+        "catversion": {"steps": 300, "batch": 4, "lr": 3e-2, "schedule": "cosine", "class_images": 8},
         "prospect": {"steps": 300, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
         "dreambooth": {
             "steps": 250, "batch": 3, "lr": 1.5e-3, "encoder_lr": 2e-5, "schedule": "cosine", "class_images": 8,

@@ -1,0 +1,88 @@
+"""CatVersion: learned keys and values in front of the prompt, inside the text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from fromfew.errors import FromfewError
+from fromfew.method import Tuned
+
+if TYPE_CHECKING:
+    from torch import Generator
+
+    from fromfew.backbones.base import Backbone
+    from fromfew.fit import Stage
+    from fromfew.ports.part import Parts
+    from fromfew.references import References
+
+CARD = {
+    "title": "CatVersion: Concatenating Embeddings for Diffusion-Based Text-to-Image Personalization",
+    "arxiv": "2311.14631",
+    "year": 2023,
+    "learns": ("subject", "style"),
+    "photos": (1, 20),
+    "kind": "tuned",
+    "ports": ("text",),
+    "backbones": ("sd15", "sd21", "sdxl"),
+    "adds": "a key and a value for every layer of the text encoder",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatVersion(Tuned):
+    """Learn what the noun means here as one more key and value in every layer of the text encoder.
+
+    Minimises ``E ‖f(x_t, t, c(noun; K', V')) - target‖²`` for ``K'``, ``V'``: every token of the prompt reads
+    ``softmax([q K'ᵀ + bias; q Kᵀ]) [V'; V]``.
+
+    Departs from the paper: the prefix acts only in prompts that hold the placeholder, which itself takes no place in
+    them, so "a <v> cat" is read as "a cat" with the prefix; the size of the first numbers is our choice.
+
+    >>> CatVersion(bias=0.0).bias
+    0.0
+    """
+
+    length: int = 1
+    """Keys and values in every layer."""
+    last: int | None = None
+    """Only so many last layers of each text encoder; all if left open."""
+    bias: float = 1.0
+    """Added to the scores of the prefix: 1 as in the authors' code, 0 for none."""
+    spread: float = 0.1
+    """Standard deviation of the first keys and values."""
+    modifier: Literal["word", "rare", "text"] = "word"
+    """Always the noun itself: leave it."""
+
+    def __post_init__(self) -> None:
+        """Also refuse a prefix that cannot be."""
+        super().__post_init__()
+        if self.modifier != "word":
+            raise FromfewError("catversion learns in front of the noun and has no word: leave modifier at 'word'.")
+        if not 1 <= self.length <= 64:
+            raise FromfewError(f"length is 1 to 64, not {self.length}.")
+        if self.last is not None and self.last < 1:
+            raise FromfewError(f"last is 1 or more, not {self.last}.")
+        if self.spread < 0:
+            raise FromfewError(f"spread is 0 or more, not {self.spread:g}.")
+
+    def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
+        """The prefix, which the placeholder calls."""
+        from fromfew.parts.text_prefix import TextPrefix
+        from fromfew.ports.part import Parts
+
+        how = {"count": self.length, "last": self.last, "bias": self.bias, "spread": self.spread}
+        return Parts(word=TextPrefix.learned(bb, refs.placeholder, rng, **how))
+
+    def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
+        """One stage; the prefix alone learns."""
+        from fromfew.fit import Stage
+
+        yield Stage(
+            steps=self.steps or 1,
+            batches=self.with_prior(bb, refs, seed=seed),
+            terms=self.terms(),
+            train={parts.word: self.lr or 0.0},
+            schedule=self.schedule or "constant",
+        )

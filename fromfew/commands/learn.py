@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from fromfew.commands.concepts import check_base, peek
 from fromfew.commands.console import clock, progress, remark, say, say_json
+from fromfew.commands.fits import check_learning
 from fromfew.commands.parsing import Parser, whole
 from fromfew.commands.settings import add_settings, chosen, settings_of
 from fromfew.errors import FromfewError, unknown
@@ -70,6 +71,7 @@ class _Plan:
     seed: int
     resume: bool
     watch: str | None
+    force: bool
 
     def mark(self) -> dict[str, Any]:
         """What must be equal for an interrupted run to be gone on with."""
@@ -120,6 +122,7 @@ def _parser(method: str, base: str, card: Mapping[str, Any]) -> tuple[Parser, di
                         help="stop when it is best and keep that state: by prompts kept, or by loss")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run, to the same bits")
     parser.add_argument("--replace", action="store_true", help="replace the concept that is in the way")
+    parser.add_argument("--force", action="store_true", help="begin even if memory will probably not suffice")
     parser.add_argument("--skip-bad", action="store_true", help="go on without pictures that cannot be read")
     parser.add_argument("--no-preview", action="store_true", help="do not draw a preview sheet")
     parser.add_argument("--json", action="store_true", help="say the result as JSON")
@@ -221,7 +224,7 @@ def _plan(found: argparse.Namespace, where: Mapping[str, str], method: str, card
     out = found.out or Path("concepts") / own
     _check_out(out, found.resume, found.replace)
     refs = _references(found, method, card)
-    return _Plan(refs, learner, method, base, found.device, out, found.seed, found.resume, found.watch)
+    return _Plan(refs, learner, method, base, found.device, out, found.seed, found.resume, found.watch, found.force)
 
 
 def _finished(plan: _Plan) -> bool:
@@ -360,6 +363,7 @@ def _learn(plan: _Plan, preview: bool) -> dict[str, Any]:
     work = _prepare_work(plan)
     try:
         bb = open_base(plan.base, plan.device)
+        check_learning(plan.method, plan.refs, bb, plan.force)
         with progress(f"learning with {plan.name}") as watch:
             concept = _watched(plan, bb, watch, work)
     except FromfewError:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fromfew.commands.concepts import Known, base_to_use, check_prompts, peek
 from fromfew.commands.console import progress, remark, say, say_json
+from fromfew.commands.fits import check_drawing, couples
 from fromfew.commands.parsing import Parser, number, size, strengthened, whole
 from fromfew.errors import FromfewError, unknown
 
@@ -49,6 +50,7 @@ class _Order:
     batch: int
     regions: Mapping[str, Any]
     region_method: str
+    force: bool
 
 
 def _parser() -> Parser:
@@ -87,6 +89,7 @@ def _parser() -> Parser:
         help="how to keep it there: it reads its own prompt (attention, the default), words are drawn into their "
         "regions (layout), or each region is drawn by the base with its concept alone (noise)")  # fmt: skip
     add("--batch", type=whole(1, 1024), help="pictures drawn at once; less needs less memory (default: 8)")
+    add("--force", action="store_true", help="begin even if memory will probably not suffice")
     add("--device", default="auto", help="cpu, cuda or auto (default: auto)")
     add(
         "--from",
@@ -116,6 +119,7 @@ def _order(found: argparse.Namespace) -> _Order:
         prompts, tuple(seen), base, found.device, found.seed or 0, found.steps, found.guidance,
         found.negative or "", found.sampler, found.size, found.batch or 8,
         _regions(found.regions, prompts, [one for one, _ in seen]), found.region_method or "attention",
+        found.force,
     )  # fmt: skip
 
 
@@ -199,6 +203,7 @@ def _repeated(found: argparse.Namespace) -> tuple[_Order, dict[str, Any]]:
         tuple(recipe["prompts"]), tuple(concepts), found.base or recipe["base"], found.device, recipe["seed"],
         recipe["steps"], recipe["guidance"], recipe["negative"], recipe["sampler"], shape, recipe["batch"],
         recipe.get("regions", {}), recipe.get("region_method", "attention"),
+        found.force,
     )  # fmt: skip
     return order, recipe
 
@@ -264,6 +269,7 @@ def _draw(order: _Order, bb: Any, pairs: Sequence[Any], only: range | None = Non
     from fromfew.make import make
 
     chosen = only if only is not None else range(len(order.prompts))
+    check_drawing(pairs, bb, len(chosen), order.batch, order.size, order.force)
     with progress("making") as watch:
         drawn = make(
             bb, [order.prompts[i] for i in chosen], pairs, guidance=order.guidance, steps=order.steps,
@@ -334,7 +340,7 @@ def _once_more(order: _Order, before: Mapping[str, Any], source: Path) -> tuple[
 
     index, count = before["index"], len(order.prompts)
     bb, pairs = _open(order, before)
-    together = any(getattr(part, "couples_images", False) for concept, _ in pairs for part in concept.parts)
+    together = couples(pairs)
     batch = max(1, order.batch)
     start = index // batch * batch
     beside = range(count) if together else range(start, min(start + batch, count))

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fromfew.commands.concepts import peek
+from fromfew.commands.concepts import check_base, peek
 from fromfew.commands.console import clock, say, say_json
 from fromfew.commands.parsing import Parser
 from fromfew.errors import FromfewError, nearest
@@ -48,20 +48,26 @@ def _concept(folder: Path, as_json: bool) -> None:
     _pairs("settings", card.get("settings", {}))
 
 
-def _method(name: str, as_json: bool) -> None:
+def _method(name: str, as_json: bool, base: str | None) -> None:
+    from fromfew.commands.fits import memory_of
     from fromfew.commands.settings import method_doc, settings_of
     from fromfew.registry import cards
 
     card = cards()[name]
     settings = settings_of(name)
+    memory = memory_of(name, base) if base is not None else None
     if as_json:
-        say_json({"name": name, **card, "settings": [asdict(one) for one in settings], "doc": method_doc(name)})
+        plain = [asdict(one) for one in settings]
+        say_json({"name": name, **card, "settings": plain, "doc": method_doc(name), "memory": memory})
         return
     say(f"{name}\n\n{method_doc(name)}\n")
     _pairs("card", {key: " ".join(map(str, v)) if isinstance(v, tuple) else v for key, v in card.items()})
     say()
     told = {one.name: "(chosen)" if one.default is None else one.default for one in settings}
     _pairs("settings", {f"{one.name}: {one.kind} = {told[one.name]}": one.about for one in settings})
+    if memory is not None:
+        say()
+        _pairs(f"memory on {base}", memory)
 
 
 def _picture(path: Path, as_json: bool) -> None:
@@ -86,6 +92,7 @@ def run(argv: Sequence[str]) -> int:
 
     parser = Parser("show", "Show a concept, a method, or how a picture was made.")
     parser.add_argument("what", metavar="CONCEPT|METHOD|PICTURE", help="a concept's folder, a method's name, a PNG")
+    parser.add_argument("--base", type=check_base, help="for a method: also tell the memory it needs on this base")
     parser.add_argument("--json", action="store_true", help="as JSON")
     found = parser.read(argv)
     path = Path(found.what)
@@ -94,7 +101,7 @@ def run(argv: Sequence[str]) -> int:
     elif path.exists() or path.is_symlink():
         _picture(path, found.json)
     elif found.what.replace("_", "-").lower() in names():
-        _method(found.what.replace("_", "-").lower(), found.json)
+        _method(found.what.replace("_", "-").lower(), found.json, found.base)
     else:
         close = nearest(found.what, [*names(), *map(str, Path("concepts").glob("*"))])
         hint = f" Did you mean {' or '.join(repr(one) for one in close)}?" if close else ""

@@ -270,7 +270,7 @@ def union_batches(
 ) -> Source:  # fmt: skip
     """Views of photos that show several things, each row named by a part of them (arXiv:2305.16311).
 
-    For every row a number from 1 to all is drawn, evenly, and that many of the photo's things in random order. The
+    For every row a number from 1 to all is drawn, evenly, and that many of the things in view in random order. The
     prompt names them; the mask is the union of theirs; the things that are not named lie outside the frame.
 
     Args:
@@ -303,11 +303,9 @@ def union_batches(
         for index in _choose(rng, weights, batch):
             sha, scene = kept[index]
             key = (sha[:16], "scene", pick(rng, variants), frame, zoom, flip) if variants else None
-            view = draw_view(_seeded(key) if key else rng, scene.image, scene.union, zoom, flip)
-            order = torch.randperm(len(scene.masks), generator=rng).tolist()
-            chosen = order[: 1 + pick(rng, len(order))]
-            seen = {name: mask_tensor(mask, view, frame) for name, mask in scene.masks.items()}
-            names = [list(seen)[i] for i in chosen]
+            view, seen = scene.seen(_seeded(key) if key else rng, frame, zoom, flip)
+            order = torch.randperm(len(seen), generator=rng).tolist()
+            names = [list(seen)[i] for i in order[: 1 + pick(rng, len(order))]]
             thing = " and a ".join(scene.words[name] if noun else name for name in names)
             text = viewed(filled(lines[pick(rng, len(lines))], thing, None, refs.role), view.zoom, pick(rng, 2))
             rows.append((picture_tensor(see(scene.image, view, frame)), seen, names, text, key, index, view))
@@ -337,13 +335,20 @@ class _Scene:
         """One more thing."""
         self.masks[subject.placeholder], self.words[subject.placeholder] = mask, subject.words
 
-    @property
-    def union(self) -> Image.Image:
-        """Where any of the things is."""
+    def seen(
+        self, rng: Generator, frame: tuple[int, int], zoom: tuple[float, float], flip: bool
+    ) -> tuple[View, dict[str, Tensor]]:
+        """A view, and the masks of the things in it: of all if they fit, else of one at least."""
         whole, *others = self.masks.values()
         for mask in others:
             whole = ImageChops.lighter(whole, mask)
-        return whole
+        for around in (whole, list(self.masks.values())[pick(rng, len(self.masks))]):
+            view = draw_view(rng, self.image, around, zoom, flip)
+            drawn = {name: mask_tensor(mask, view, frame) for name, mask in self.masks.items()}
+            seen = {name: mask for name, mask in drawn.items() if mask is not None and bool(mask.any())}
+            if seen:
+                return view, seen
+        raise FromfewError(f"A thing of {', '.join(self.masks)} is too small to be seen in a view of its photo.")
 
 
 def _cache() -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
     from fromfew.fit import Step, Term
 
-__all__ = ["aligned", "anchored", "apart", "besides", "classed", "denoise", "focused", "mapped_as", "masked", "only"]
+__all__ = [
+    "aligned", "anchored", "apart", "besides", "classed", "denoise", "focused", "mapped_as", "masked", "only",
+    "unmixed",
+]  # fmt: skip
 
 
 def denoise(step: Step) -> Tensor:
@@ -179,3 +182,27 @@ def apart(more: Callable[[Step], Tensor]) -> Term:
         return F.cosine_similarity(step.text.states.float().mean(1), more(step).float(), dim=1)
 
     return on
+
+
+def unmixed(names: Mapping[str, str]) -> Term:
+    """What each thing's map, divided by its peak, has outside its own region: ``[B]``.
+
+    ``Σ_i mean ((1 - M_i) A_i / max A_i)²`` over the things in `Batch.regions` (the unmix term of SVDiff,
+    arXiv:2303.11305). Rows that name nothing give 0.
+
+    Args:
+        names: Name of each thing in ``regions`` to the word by which its map is recorded.
+    """
+
+    def spilled(step: Step) -> Tensor:
+        values = []
+        for row, things in enumerate(step.batch.regions or [{}] * len(step.x0)):
+            value = step.x0.new_zeros((), dtype=torch.float32)
+            for thing, mask in things.items():
+                a = step.maps[names[thing]][row].float()
+                m = _small(mask[None], a[None, None])[0, 0]
+                value = value + ((1 - m) * a / a.amax().clamp_min(1e-8)).square().mean()
+            values.append(value)
+        return torch.stack(values)
+
+    return spilled

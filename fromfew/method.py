@@ -85,6 +85,10 @@ class Learner(ABC):
                 reasons.append(f"it needs at least {least} photo{'s' if least > 1 else ''}, not {count}")
         if refs is not None and refs.also and not self.card().get("joint", False):
             reasons.append("it learns one thing at a time; learn each apart and combine them")
+        if refs is not None and self.card().get("masks", False):
+            bare = sum(photo.mask is None for one in refs.subjects for photo in one.photos)
+            if bare:
+                reasons.append(f"it needs a mask of every thing it learns, and {bare} of the photos have none")
         if reasons:
             raise FromfewError(f"{self.name()} cannot learn this on '{bb.name}': {'; '.join(reasons)}.")
 
@@ -241,7 +245,11 @@ class Tuned(Learner):
         for number, stage in enumerate(map(with_options, me.stages(bb, refs, parts, seed=seed))):
             kept = work / f"stage-{number}.safetensors" if work is not None else None
             history.append(fit(bb, parts, stage, rng=rng, watch=watch, resume=kept, mark=mark))
-        return me._concept(bb, refs, parts, seed, history)
+        return me._concept(bb, refs, me.keep(bb, parts), seed, history)
+
+    def keep(self, bb: Backbone, parts: Parts) -> Parts:
+        """What is kept of what was learned: all of it, unless a method says otherwise."""
+        return parts
 
     def word(
         self, bb: Backbone, refs: References, rng: Generator, *, count: int = 1, start: str = "", nth: int = 0
@@ -264,8 +272,10 @@ class Tuned(Learner):
             return Word.plain(refs.placeholder, self.text or rare(bb, nth))
         return Word.learned(bb, refs.placeholder, self.text or start or rare(bb, nth), count, rng)
 
-    def words(self, bb: Backbone, refs: References, rng: Generator, *, count: int = 1) -> dict[str, Word]:
-        """A word for every subject, as `word` makes them: "word", then "word2" and so on.
+    def words(
+        self, bb: Backbone, refs: References, rng: Generator, *, count: int = 1, nouns: bool = False
+    ) -> dict[str, Word]:
+        """A word for every subject, as `word` makes them: "word", then "word2" and so on; they may begin as nouns.
 
         Raises:
             FromfewError: If one ``text`` is to stand for several subjects.
@@ -273,7 +283,9 @@ class Tuned(Learner):
         if refs.also and self.modifier != "word" and self.text:
             raise FromfewError("One text cannot stand for several things: leave text open, or use modifier 'word'.")
         return {
-            f"word{nth + 1}" if nth else "word": self.word(bb, one, rng, count=count, nth=nth)
+            f"word{nth + 1}" if nth else "word": self.word(
+                bb, one, rng, count=count, start=(one.noun or "") if nouns else "", nth=nth
+            )
             for nth, one in enumerate(refs.subjects)
         }
 
@@ -288,7 +300,7 @@ class Tuned(Learner):
         """Rows of each subject in a batch."""
         return math.ceil((self.batch or 1) / len(refs.subjects))
 
-    def _photos(self, bb: Backbone, refs: References, batch: int) -> Source:
+    def _photos(self, bb: Backbone, refs: References, batch: int, *, pairs: bool = False) -> Source:
         from fromfew.data import photo_batches
 
         if not self.masked:
@@ -302,6 +314,7 @@ class Tuned(Learner):
             templates=bb.defaults.templates,
             captions=self.captions,
             variants=self.views,
+            pairs=pairs,
         )
 
     def with_prior(self, bb: Backbone, refs: References, *, seed: int) -> Source:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -167,6 +167,9 @@ class References:
     ) -> References:  # fmt: skip
         """Read the photos of a folder or of a list of files, with captions, masks and repeats where present.
 
+        Where masks name things (``scene.rex=cat.mask.png`` beside ``scene.jpg``), each of them becomes a subject of
+        its own, called ``<rex>``; one of them alone if ``placeholder`` is its name.
+
         Args:
             where: A folder (plain, imagefolder with metadata.jsonl, or kohya's ``10_token class``), or files.
             noun: What they show; may be left out if the folder says it or every photo has a caption.
@@ -181,7 +184,7 @@ class References:
 
         check_placeholder(placeholder)
         layout = find_pictures(where)
-        photos, bad, notes = _read_all(layout.shots)
+        photos, things, bad, notes = _read_all(layout.shots)
         bad = [
             f"'{path}' is of a kind that is not read; save it as JPEG or PNG first." for path in layout.foreign
         ] + bad
@@ -191,6 +194,8 @@ class References:
         notes = [f"Left out: {line}" for line in bad] + notes
         if layout.ignored:
             notes.append(f"Ignored, no pictures: {_some(layout.ignored)}.")
+        if any(things):
+            return _scene(photos, things, noun, role, placeholder, notes)
         return cls(tuple(photos), noun if noun is not None else layout.noun, role, placeholder, tuple(notes))
 
 
@@ -208,11 +213,52 @@ def _refuse(bad: Sequence[str], total: int) -> None:
     raise FromfewError("\n".join([head, *(f"  {line}" for line in bad), *tail]))
 
 
-def _read_all(shots: Sequence[Shot]) -> tuple[list[Reference], list[str], list[str]]:
-    """Photos, what was wrong with the bad ones, and remarks."""
+def _thing(name: str, path: Path) -> tuple[str, str]:
+    """Placeholder and noun of a mask called ``rex=cat`` or, if the name is the noun, ``cat``."""
+    word, _, noun = name.partition("=")
+    noun = (noun or word).replace("-", " ").replace("_", " ")
+    try:
+        return check_placeholder(f"<{word.lower()}>"), check_noun(noun)
+    except FromfewError as error:
+        raise FromfewError(f"'{path}' names no thing: {error} Call it NAME.WORD.mask.png.") from error
+
+
+def _scene(
+    photos: Sequence[Reference], things: Sequence[Mapping[tuple[str, str], Image]], noun: str | None, role: Role,
+    placeholder: str, notes: list[str],
+) -> References:  # fmt: skip
+    """Every thing that masks name as a subject of its own, or the one that was asked for."""
+    names = dict.fromkeys(key for one in things for key in one)
+    told = ", ".join(f"{word} ({what})" for word, what in names)
+    words = [word for word, _ in names]
+    for word in words:
+        if words.count(word) > 1:
+            raise FromfewError(f"Masks give {word} different nouns: {told}. Give it the same in every photo.")
+    asked = [key for key in names if key[0] == placeholder]
+    if not asked and placeholder != "<v>":
+        raise FromfewError(f"No mask names {placeholder}; masks name: {told}.")
+    if not asked and noun is not None and len(names) > 1:
+        raise FromfewError(f"The masks say what is shown: {told}. Leave the noun out, or pick one thing with --as.")
+    bare = [p.path.name if p.path else "a photo" for p, one in zip(photos, things, strict=True) if not one]
+    if bare:
+        notes = [*notes, f"Left out, no mask names anything in them: {_some(bare)}."]
+    if not asked and len(names) > 1:
+        notes = [*notes, f"Masks name several things, learned together: {told}. To learn one alone, pick it with --as."]
+    subjects = []
+    for key in asked or names:
+        own = [replace(p, mask=one[key]) for p, one in zip(photos, things, strict=True) if key in one]
+        subjects.append(References(tuple(own), noun or key[1], role, key[0]))
+    return replace(subjects[0], notes=tuple(notes), also=tuple(subjects[1:]))
+
+
+def _read_all(
+    shots: Sequence[Shot],
+) -> tuple[list[Reference], list[dict[tuple[str, str], Image]], list[str], list[str]]:
+    """Photos, masks of named things in each, what was wrong with the bad ones, and remarks."""
     from fromfew.io.pictures import read_mask, read_picture
 
     photos: list[Reference] = []
+    things: list[dict[tuple[str, str], Image]] = []
     bad: list[str] = []
     notes: list[str] = []
     seen: dict[str, str] = {}
@@ -220,6 +266,7 @@ def _read_all(shots: Sequence[Shot]) -> tuple[list[Reference], list[str], list[s
         try:
             picture = read_picture(shot.path)
             mask = read_mask(shot.mask, picture.image.size) if shot.mask else picture.mask
+            named = {_thing(name, path): read_mask(path, picture.image.size) for name, path in shot.things}
         except FromfewError as error:
             bad.append(str(error))
             continue
@@ -228,4 +275,5 @@ def _read_all(shots: Sequence[Shot]) -> tuple[list[Reference], list[str], list[s
             notes.append(f"{shot.path.name} is the same picture as {seen[picture.sha256]}.")
         seen.setdefault(picture.sha256, shot.path.name)
         photos.append(Reference(picture.image, mask, shot.caption, shot.path, picture.sha256, shot.repeats))
-    return photos, bad, notes
+        things.append(named)
+    return photos, things, bad, notes

@@ -233,6 +233,28 @@ def test_unions_are_of_every_size_alike_and_prompts_name_what_the_masks_show():
     assert abs(counts[1] - 200) < 40
 
 
+def test_in_a_wide_picture_every_view_shows_something_that_its_prompt_names():
+    from PIL import Image
+
+    from fromfew.references import Reference, References
+
+    image, masks = Image.new("RGB", (240, 40), (90, 90, 90)), []
+    for left in (0, 220):
+        masks.append(Image.new("L", (240, 40), 0))
+        masks[-1].paste(255, (left, 10, left + 20, 30))
+    one, two = (
+        References((Reference(image, mask, sha256="same"),), noun, placeholder=f"<{noun}>")
+        for noun, mask in zip(("cat", "lamp"), masks, strict=True)
+    )
+    source, named_ = union_batches(replace(one, also=(two,)), size=32, batch=1, zoom=(1.0, 1.2)), set()
+    for step in range(60):
+        batch = source(generator(0, step))
+        assert all(bool(mask.any()) for mask in batch.regions[0].values())
+        assert batch.regions[0]
+        named_ |= set(batch.regions[0])
+    assert named_ == {"<cat>", "<lamp>"}
+
+
 def test_only_photo_rows_are_anchored_and_words_that_are_missing_pull_nothing():
     bb = tiny("sd15")
     step = step_of(bb, photo_batches(few_photos(), size=bb.default_size, batch=2, word="dog"))

@@ -39,6 +39,12 @@ class Known:
         return {**({self.placeholder: self.noun} if self.placeholder else {}), **self.about.get("also", {})}
 
     @property
+    def aside(self) -> list[str]:
+        """Words it also has numbers for, which need not be called, such as those of its photos' backgrounds."""
+        told = [part.get("config", {}).get("placeholder") for part in self.about.get("parts", ())]
+        return [word for word in told if isinstance(word, str) and word not in self.answers]
+
+    @property
     def words(self) -> str:
         """How a prompt calls it, such as ``<rex> cat``, or ``<rex> cat and a <tom> dog``."""
         each = [f"{word} {noun}" if noun else word for word, noun in self.answers.items()]
@@ -146,6 +152,7 @@ def check_prompts(prompts: Iterable[str], concepts: Sequence[Known]) -> list[str
     """
     prompts = list(prompts)
     known = [word for one in concepts for word in one.answers]
+    aside = {word for one in concepts for word in one.aside}
     for one in concepts:
         if sum(one.sha256 == other.sha256 and one.name == other.name for other in concepts) > 1:
             raise FromfewError(f"The concept '{one.folder}' is given twice. Give it once, with a strength.")
@@ -158,7 +165,7 @@ def check_prompts(prompts: Iterable[str], concepts: Sequence[Known]) -> list[str
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):
             raise FromfewError("A prompt holds bytes that are no text (it is not UTF-8).")
         for word in _PLACEHOLDER.findall(prompt):
-            if word in known:
+            if word in known or word in aside:
                 continue
             if not known:
                 raise FromfewError(f"The prompt calls {word}, but no concept is given. Add --with FOLDER.")

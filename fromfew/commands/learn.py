@@ -149,7 +149,16 @@ def _references(found: argparse.Namespace, method: str, card: Mapping[str, Any])
         )
     first = {"photos": found.photos, "noun": found.noun, "placeholder": found.placeholder, "role": found.role}
     each = [_subject(one, found.skip_bad, method, card) for one in (first, *found.also)]
-    return dataclasses.replace(each[0], also=tuple(each[1:]))
+    several = [one for refs in each for one in refs.subjects]
+    if len(several) > 1 and not card.get("joint", False):
+        words = ", ".join(one.placeholder for one in several)
+        raise FromfewError(f"The method '{method}' learns one thing at a time. Pick one with --as: {words}.")
+    if card.get("masks", False) and any(photo.mask is None for one in several for photo in one.photos):
+        raise FromfewError(
+            f"The method '{method}' needs a mask of every thing it learns: scene.rex=cat.mask.png beside scene.jpg, "
+            "white where <rex>, a cat, is."
+        )
+    return dataclasses.replace(several[0], notes=each[0].notes, also=tuple(several[1:]))
 
 
 def _subject(told: Mapping[str, Any], skip_bad: bool, method: str, card: Mapping[str, Any]) -> References:
@@ -219,11 +228,10 @@ def _plan(found: argparse.Namespace, where: Mapping[str, str], method: str, card
     if found.watch and card.get("kind") != "tuned":
         raise FromfewError(f"--watch is for methods that learn step by step; '{method}' does not.")
     learner = _settings(method, chosen(found, where))
-    called = [found.placeholder, *(one["placeholder"] for one in found.also)]
-    own = "-".join(word.strip("<>") for word in called) if found.photos else method
+    refs = _references(found, method, card)
+    own = "-".join(one.placeholder.strip("<>") for one in refs.subjects) if refs else method
     out = found.out or Path("concepts") / own
     _check_out(out, found.resume, found.replace)
-    refs = _references(found, method, card)
     return _Plan(refs, learner, method, base, found.device, out, found.seed, found.resume, found.watch, found.force)
 
 

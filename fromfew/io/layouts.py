@@ -1,7 +1,8 @@
 """How people keep training pictures in folders, read as they are: which files, which captions, how often.
 
 Understood: a plain folder; captions in ``NAME.txt`` beside ``NAME.jpg``; ``metadata.jsonl`` or
-``metadata.csv`` (imagefolder); ``10_token class`` folders (kohya: ten repeats); masks in ``NAME.mask.png``.
+``metadata.csv`` (imagefolder); ``10_token class`` folders (kohya: ten repeats); masks in ``NAME.mask.png``, and of
+several things in one picture in ``NAME.WORD.mask.png`` or ``NAME.WORD=NOUN.mask.png``.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ _OURS = {"metadata.jsonl", "metadata.csv"}
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture to read: its file, mask file, caption, and how often it counts."""
+    """One picture to read: its file, mask file, caption, how often it counts, and masks of things by their names."""
 
     path: Path
     mask: Path | None = None
     caption: str | None = None
     repeats: int = 1
+    things: tuple[tuple[str, Path], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,24 @@ def _mask_of(path: Path) -> Path | None:
     return None
 
 
+def _things_of(path: Path, beside: Iterable[Path] | None = None) -> tuple[tuple[str, Path], ...]:
+    """``cat.WORD.mask.png`` beside ``cat.jpg``, by WORD, in the order of their names.
+
+    Not ``cat.jpg.mask.png``, which is the mask of ``cat.jpg`` itself, nor ``cat.2.mask.png`` if there is a
+    ``cat.2.jpg``.
+    """
+    around = sorted(path.parent.iterdir(), key=_natural) if beside is None else list(beside)
+    pictures = {item.stem for item in around if item.suffix.lower() in ENDINGS and not _is_mask(item)}
+    start, end = f"{path.stem}.", ".mask.png"
+    found = []
+    for item in around:
+        if item.name.startswith(start) and _is_mask(item) and len(item.name) > len(start) + len(end):
+            name = item.name[len(start) : -len(end)]
+            if f".{name.lower()}" not in ENDINGS and f"{path.stem}.{name}" not in pictures:
+                found.append((name, item))
+    return tuple(found)
+
+
 def _scan(folder: Path) -> _Found:
     """Sort what lies in one folder; nothing is opened yet."""
     found = _Found()
@@ -104,6 +124,7 @@ def _scan(folder: Path) -> _Found:
         raise FromfewError(f"'{folder}' cannot be listed: {error.strerror}.") from error
     if len(items) > _MOST_FILES:
         raise FromfewError(f"'{folder}' holds {len(items):,} files; name a folder of a few pictures.")
+    masks = items if any(map(_is_mask, items)) else []
     for item in items:
         ending = item.suffix.lower()
         if item.name.startswith("."):
@@ -115,7 +136,7 @@ def _scan(folder: Path) -> _Found:
         elif ending in FOREIGN:
             found.foreign.append(item)
         elif ending in ENDINGS:
-            found.shots.append(Shot(item, _mask_of(item), _caption_of(item)))
+            found.shots.append(Shot(item, _mask_of(item), _caption_of(item), things=_things_of(item, masks)))
         elif ending not in (".txt", ".caption") and item.name not in _OURS:
             found.ignored.append(item.name)
     names = {shot.path.stem for shot in found.shots}
@@ -152,7 +173,7 @@ def _row(table: Path, number: int, row: Any) -> Shot:
     caption = next((row[key] for key in _CAPTION_KEYS if row.get(key)), None)
     if caption is not None and not isinstance(caption, str):
         raise FromfewError(f"'{table}' line {number} has a caption that is not text.")
-    return Shot(path, _mask_of(path), " ".join(caption.split()) if caption else None)
+    return Shot(path, _mask_of(path), " ".join(caption.split()) if caption else None, things=_things_of(path))
 
 
 def _with_metadata(folder: Path, found: _Found) -> None:
@@ -232,7 +253,7 @@ def _of_files(files: Sequence[Path]) -> Layout:
         if path.suffix.lower() in FOREIGN:
             foreign.append(path)
         else:
-            shots.append(Shot(path, _mask_of(path), _caption_of(path)))
+            shots.append(Shot(path, _mask_of(path), _caption_of(path), things=_things_of(path)))
     return Layout(tuple(shots), (), tuple(foreign))
 
 

@@ -26,9 +26,13 @@ if TYPE_CHECKING:
     from fromfew.ports.place import Place
 
 __all__ = [
-    "Spliced", "StatesPart", "WordPart",
+    "END", "Spliced", "StatesPart", "WordPart",
     "attached_states", "attached_words", "first_ids", "respelled", "splice", "writing",
 ]  # fmt: skip
+
+
+END = "</end>"
+"""The name under which the place of every prompt's end token is found, beside its words."""
 
 
 class WordPart(Part):
@@ -143,7 +147,8 @@ def splice(tokenizer: Any, prompts: Sequence[str], words: Sequence[tuple[WordPar
         rows.append(row + [pad] * (length - len(row)))
         masks.append([1] * len(row) + [0] * (length - len(row)))
         cut.append(tokenizer.decode(ids[room:]).strip() if len(ids) > room else "")
-        where.append({name: [len(head) + i for i in at if i < room] for name, at in places.items()})
+        found = {name: [len(head) + i for i in at if i < room] for name, at in places.items()}
+        where.append({**found, END: [len(row) - len(tail)]})
     return Spliced(torch.tensor(rows), torch.tensor(masks), where, cut)
 
 

@@ -133,7 +133,7 @@ def strength_zero_is_the_base(bench: Bench) -> None:
 def everything_learns_and_nothing_else(bench: Bench) -> None:
     """Every parameter that a gradient can reach moves; none of the base receives one."""
     method, bb = _tuned(bench)
-    parts = method.parts(bb, bench.refs, generator(0))
+    parts = method.keep(bb, method.parts(bb, bench.refs, generator(0)))
     began = {name: value.clone() for name, value in parts.state_dict().items()}
     learned = _numbers(bench.concept)
     assert began.keys() == learned.keys(), "what is saved is not what was trained"

@@ -92,7 +92,7 @@ def _next(result: Imported, where: Path, base: str) -> str:
     """What to type now."""
     if result.concept is None:
         flags = f"--weights {where} --tokens {result.settings['tokens']}"
-        plus = " --plus" if result.settings.get("plus") else ""
+        plus = f" --plus --inner {result.settings['inner']}" if result.settings.get("plus") else ""
         return f"fromfew learn PHOTO --method ip-adapter --base {base} {flags}{plus} --eye CLIP-FOLDER"
     words = " ".join(w for w in ("a", result.concept.placeholder, result.concept.noun or "cat") if w)
     return f'fromfew make "{words}" --with {where} --base {base}'

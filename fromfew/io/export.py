@@ -250,8 +250,10 @@ def adapter(concept: Concept, bb: Backbone) -> dict[str, Tensor]:
 def _adapter(job: _Job) -> None:
     concept, bb = job.concept, job.bb
     main = _file(job.to, "ip-adapter.safetensors")
-    _put(main, ip_adapter.write(adapter(concept, bb), bb), {"format": "pt"}, job.dtype)
+    tensors = ip_adapter.write(adapter(concept, bb), bb)
+    _put(main, tensors, {"format": "pt"}, job.dtype)
     job.wrote(main)
+    job.done.notes += ip_adapter.notes(tensors)
     eye, scale = concept.card.settings.get("eye"), concept.card.settings.get("scale", 1.0)
     job.done.notes.append(
         "The file is the adapter, not the picture: give the other tool the picture too, read by the image "

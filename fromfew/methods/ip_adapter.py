@@ -54,8 +54,19 @@ class IPAdapter(Encoded):
     """Tokens a picture becomes, as in the weights; chosen for the base if left open."""
     plus: bool | None = None
     """Whether all patches are read instead of one vector of the whole, as in the weights; chosen if left open."""
+    inner: int = 128
+    """Width of a Plus adapter's resampler, as in the weights: 768 in the published ones for SD 1, 1280 for SDXL."""
     drop: float = 0.05
     """Share of pre-training rows that see no picture, so that guidance has something to compare with."""
+
+    def __post_init__(self) -> None:
+        """Refuse a width that has no whole heads.
+
+        Raises:
+            FromfewError: Naming the setting.
+        """
+        if self.inner < 64 or self.inner % 64:
+            raise FromfewError(f"inner is a multiple of 64 (heads are 64 wide), not {self.inner}.")
 
     def modules(self, bb: Backbone) -> nn.Module:
         """The projection and the stream's maps."""
@@ -66,7 +77,10 @@ class IPAdapter(Encoded):
 
         (_, seen), tokens = self._eye(bb), self.tokens or 4
         width = next(iter(bb.select("text.key").values())).in_features
-        project = Resampler(seen, width, tokens) if self.plus else Projector(seen, width, tokens)
+        if self.plus:
+            project: nn.Module = Resampler(seen, width, tokens, inner=self.inner, heads=self.inner // 64)
+        else:
+            project = Projector(seen, width, tokens)
         return nn.ModuleDict({"project": project, "stream": ImageStream.of(bb, width, tokens)})
 
     def read(self, bb: Backbone, refs: References, modules: Any) -> Parts:

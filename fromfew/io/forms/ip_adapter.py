@@ -19,15 +19,17 @@ from fromfew.ports.linear import flat
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
 
-__all__ = ["is_form", "numbers", "plus", "read", "settings", "write"]
+__all__ = ["is_form", "notes", "numbers", "plus", "read", "settings", "write"]
 
 _SIDES = {"down_blocks": 0, "up_blocks": 1, "mid_block": 2}
 _BLOCK = {
     "norm_x": "0.norm1", "norm_q": "0.norm2", "to_q": "0.to_q", "to_kv": "0.to_kv", "out": "0.to_out",
     "mlp.0": "1.0", "mlp.1": "1.1", "mlp.3": "1.3",
 }  # fmt: skip
-_HEAD = 64
-"""Width of a head of the resampler, fixed by the form."""
+_HEAD, _DEPTH = 64, 4
+"""Width of a head and number of layers of the resampler, fixed by the form."""
+_OFFICIAL = {768: 768, 2048: 1280}
+"""Width of the text to the width of the published resamplers, which A1111 and ComfyUI expect."""
 
 
 def numbers(bb: Backbone) -> dict[str, int]:
@@ -102,15 +104,41 @@ def write(ours: Mapping[str, Tensor], bb: Backbone) -> dict[str, Tensor]:
 
 
 def _check(tensors: Mapping[str, Tensor], resampled: bool) -> None:
-    """The form fixes four tokens in a plain adapter, and heads of 64 in a resampler."""
+    """The form fixes four tokens in a plain adapter, and four layers and heads of 64 in a resampler."""
     if resampled:
-        inner = tensors["image_proj.latents"].shape[-1]
-        if inner % _HEAD:
-            raise FromfewError(f"A resampler of width {inner} has no whole heads of {_HEAD}.")
+        _sizes(tensors)
         return
     wide, width = tensors["image_proj.proj.weight"].shape[0], tensors["image_proj.norm.weight"].shape[0]
     if wide != 4 * width:
         raise FromfewError(f"Other tools read four tokens from a plain IP-Adapter; this one has {wide // width}.")
+
+
+def _sizes(tensors: Mapping[str, Tensor]) -> int:
+    """Width of a checkpoint's resampler.
+
+    Raises:
+        FromfewError: If its heads or layers are not those of the form.
+    """
+    inner = int(tensors["image_proj.latents"].shape[-1])
+    asked = tensors.get("image_proj.layers.0.0.to_q.weight")
+    depth = len({match[1] for name in tensors if (match := re.match(r"image_proj\.layers\.(\d+)\.", name))})
+    if asked is None or inner % _HEAD or asked.shape[0] != inner:
+        raise FromfewError(f"A resampler of width {inner} has no whole heads of {_HEAD}, as the form has them.")
+    if depth != _DEPTH:
+        raise FromfewError(f"An IP-Adapter Plus has {_DEPTH} layers in its resampler, this one {depth}.")
+    return inner
+
+
+def notes(tensors: Mapping[str, Tensor]) -> list[str]:
+    """What one must know to use a checkpoint elsewhere."""
+    if not plus(tensors):
+        return []
+    inner, width = _sizes(tensors), int(tensors["image_proj.proj_out.weight"].shape[0])
+    official = _OFFICIAL.get(width)
+    if inner == official:
+        return []
+    usual = f"{official}, the published width for this base" if official else "the published widths, 768 and 1280"
+    return [f"Its resampler is {inner} wide: diffusers reads any width; A1111 and ComfyUI read only {usual}."]
 
 
 def is_form(tensors: Mapping[str, Tensor]) -> bool:
@@ -121,7 +149,7 @@ def is_form(tensors: Mapping[str, Tensor]) -> bool:
 def settings(tensors: Mapping[str, Tensor]) -> dict[str, int | bool]:
     """Settings of the method ip-adapter that fit a checkpoint."""
     if plus(tensors):
-        return {"plus": True, "tokens": int(tensors["image_proj.latents"].shape[1])}
+        return {"plus": True, "tokens": int(tensors["image_proj.latents"].shape[1]), "inner": _sizes(tensors)}
     norm, proj = tensors.get("image_proj.norm.weight"), tensors.get("image_proj.proj.weight")
     if norm is None or proj is None:
         raise FromfewError("This IP-Adapter is of a kind beyond plain and Plus (FaceID, full face): not read.")

@@ -121,7 +121,8 @@ def thin(
     """
     if rank is not None and not 1 <= rank <= MOST_RANK:
         raise FromfewError(f"The rank of a LoRA is 1 to {MOST_RANK}, not {rank}.")
-    found, lost, whole, nameless = Thinned(), 0.0, 0.0, []
+    found, lost, whole = Thinned(), 0.0, 0.0
+    nameless: list[str] = []
     for name, part in concept.parts.items():
         if isinstance(part, WordPart):
             continue

@@ -20,8 +20,9 @@ _HOME = {
     "open_backbone": "fromfew.backbones.open",
     "find": "fromfew.method",
     "learn": "fromfew.learn",
+    "combine": "fromfew.combine",
 }
-__all__ = ["Concept", "Reference", "References", "find", "learn", "load", "make", "open_backbone"]
+__all__ = ["Concept", "Reference", "References", "combine", "find", "learn", "load", "make", "open_backbone"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ __all__ = ["VERBS", "main"]
 VERBS: dict[str, tuple[str, str]] = {
     "learn": ("fromfew.commands.learn", "learn a concept from a few photos"),
     "make": ("fromfew.commands.make", "make pictures of concepts"),
+    "combine": ("fromfew.commands.combine", "join concepts that were learned apart into one"),
     "methods": ("fromfew.commands.methods", "list the methods of learning"),
     "show": ("fromfew.commands.show", "show a concept, a method, or how a picture was made"),
     "export": ("fromfew.commands.export", "write a concept as a file that other tools read"),

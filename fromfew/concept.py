@@ -108,6 +108,17 @@ class Concept:
         """Every placeholder it answers to, with its noun."""
         return {**({self.placeholder: self.noun} if self.placeholder is not None else {}), **self.also}
 
+    def spelled(self, word: str) -> str:
+        """What stands in an encoded prompt for one of its placeholders: itself, or the last word of its plain text.
+
+        A word of no text of its own is called by its noun.
+        """
+        for part in self.parts:
+            if getattr(part, "placeholder", None) == word and getattr(part, "alias", None) is not None:
+                text = str(part.alias).split() or str(self.answers.get(word) or word).split()
+                return text[-1].lower()
+        return word
+
     def scaled(self, strength: float) -> Concept:
         """The same concept, this much as strong as it is now."""
         return replace(self, strength=self.strength * strength)

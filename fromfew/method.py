@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from fromfew.errors import FromfewError, unknown
 from fromfew.recipes import recipe
-from fromfew.registry import cards, find, names
+from fromfew.registry import Named, cards, find, names
 
 if TYPE_CHECKING:
     from torch import Generator, nn
@@ -31,36 +29,8 @@ __all__ = ["Encoded", "Free", "Learner", "Tuned", "cards", "find", "names"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learner(ABC):
+class Learner(Named, ABC):
     """Frozen settings of one method; equal settings are equal methods."""
-
-    @classmethod
-    def name(cls) -> str:
-        """The method's name: that of its file."""
-        return cls.__module__.rpartition(".")[2].replace("_", "-")
-
-    @classmethod
-    def card(cls) -> Mapping[str, Any]:
-        """The literal at the head of the method's file."""
-        card = vars(import_module(cls.__module__))["CARD"]
-        return dict(card)
-
-    def settings(self) -> dict[str, Any]:
-        """All settings as plain JSON."""
-        return json.loads(json.dumps(asdict(self)))
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Self:
-        """A method from plain settings.
-
-        Raises:
-            FromfewError: If a setting is unknown.
-        """
-        known = [one.name for one in fields(cls)]
-        for name in settings:
-            if name not in known:
-                raise unknown(f"setting of {cls.name()}", name, known)
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()})
 
     def resolved(self, bb: Backbone) -> Self:
         """The same method with every setting that was left open filled in for this base."""

@@ -305,17 +305,16 @@ def _layout(
     Raises:
         FromfewError: If a region calls no concept, or two concepts' words are the same to the text encoder.
     """
+    from fromfew.concept import Concept
     from fromfew.parts.layout import Layout
-    from fromfew.ports.text import WordPart
 
-    parts = [part for concept, _ in pairs for part in getattr(concept, "parts", None) or [concept]]
-    spelled = {part.placeholder: part.alias for part in parts if isinstance(part, WordPart) and part.alias}
+    spelled = {word: one.spelled(word) for one, _ in pairs if isinstance(one, Concept) for word in one.answers}
     tokenizer = next(iter(bb.text_encoders.values())).tokenizer
     masks: dict[str, Tensor] = {}
     nouns = []
     for region in _alike(regions):
         for word in region.words or (region.prompt,):
-            name = spelled.get(word, word).lower().split()[-1]
+            name = spelled.get(word, word.lower().split()[-1])
             if name in masks:
                 raise FromfewError(
                     f"Two regions are called '{name}' in the prompt: a layout cannot tell them apart. Use the region "

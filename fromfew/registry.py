@@ -1,43 +1,156 @@
-"""The registry of methods is the folder ``fromfew/methods``; other packages add theirs by an entry point.
+"""Registries are folders: ``fromfew/methods`` for learning, ``fromfew/combiners`` for joining what was learned.
 
-Finding and listing methods imports neither torch nor a model library; a method's file is imported when it is
-used.
+Other packages add theirs by an entry point. Finding and listing imports neither torch nor a model library; a file is
+imported when it is used.
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from fromfew.errors import FromfewError, unknown
 
 if TYPE_CHECKING:
     from fromfew.method import Learner
 
-__all__ = ["cards", "find", "names"]
+__all__ = ["COMBINERS", "METHODS", "Named", "Shelf", "cards", "find", "names"]
 
+
+class Named:
+    """Frozen settings in a file of their own, with a literal ``CARD`` at its head."""
+
+    @classmethod
+    def name(cls) -> str:
+        """The name: that of the file."""
+        return cls.__module__.rpartition(".")[2].replace("_", "-")
+
+    @classmethod
+    def card(cls) -> Mapping[str, Any]:
+        """The literal at the head of the file."""
+        card = vars(import_module(cls.__module__))["CARD"]
+        return dict(card)
+
+    def settings(self) -> dict[str, Any]:
+        """All settings as plain JSON."""
+        return json.loads(json.dumps(asdict(cast(Any, self))))
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """The same with other settings, given as plain values.
+
+        Raises:
+            FromfewError: If a setting is unknown.
+        """
+        known = [one.name for one in fields(cast(Any, cls))]
+        for name in settings:
+            if name not in known:
+                raise unknown(f"setting of {cls.name()}", name, known)
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()})
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """One registry.
+
+    Args:
+        what: What lies on it, for messages.
+        folder: Its folder in fromfew; the entry point's group is ``fromfew.`` and this name.
+        base: Module and class of what its files define.
+    """
+
+    what: str
+    folder: str
+    base: tuple[str, str]
+
+    def own(self) -> dict[str, Path]:
+        """Name to file of what comes with fromfew."""
+        files = sorted(Path(__file__).with_name(self.folder).glob("*.py"))
+        return {file.stem.replace("_", "-"): file for file in files if not file.stem.startswith("_")}
+
+    def others(self) -> dict[str, EntryPoint]:
+        """Name to entry point of other packages' files; a name of ours is never replaced."""
+        own = self.own()
+        return {point.name: point for point in entry_points(group=f"fromfew.{self.folder}") if point.name not in own}
+
+    def names(self) -> list[str]:
+        """All names, those of other packages included."""
+        return sorted({*self.own(), *self.others()})
+
+    def find(self, name: str) -> type[Any]:
+        """The class of that name.
+
+        Raises:
+            FromfewError: If there is none; the nearest are named.
+        """
+        own = name.replace("_", "-").lower()
+        if own in self.own():
+            return self._only(f"fromfew.{self.folder}.{own.replace('-', '_')}")
+        others = self.others()
+        if name not in others:
+            raise unknown(self.what, name, self.names())
+        found = others[name].load()
+        if inspect.ismodule(found):
+            return self._only(found.__name__)
+        if not (inspect.isclass(found) and issubclass(found, self._class())):
+            raise FromfewError(f"The {self.what} '{name}' of another package is no {self.what}: {found!r}.")
+        return found
+
+    def _class(self) -> type[Any]:
+        module, name = self.base
+        return cast("type[Any]", getattr(import_module(module), name))
+
+    def _only(self, module: str) -> type[Any]:
+        base = self._class()
+        found = [
+            value
+            for value in vars(import_module(module)).values()
+            if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module
+        ]
+        if len(found) != 1:
+            raise FromfewError(f"{module} must define exactly one {self.what}; it defines {len(found)}.")
+        return cast("type[Any]", found[0])
+
+    def file(self, name: str) -> Path:
+        """The file of that name.
+
+        Raises:
+            FromfewError: If there is none.
+        """
+        file = self.own().get(name.replace("_", "-").lower())
+        if file is not None:
+            return file
+        point = self.others().get(name)
+        spec = find_spec(point.module) if point else None
+        if spec is None or spec.origin is None:
+            raise unknown(self.what, name, self.names())
+        return Path(spec.origin)
+
+    def cards(self) -> dict[str, dict[str, Any]]:
+        """Every card, read without importing its file; empty for other packages' that cannot be."""
+        found = {name: _card(file) for name, file in self.own().items()}
+        for name, point in self.others().items():
+            spec = find_spec(point.module)
+            found[name] = _card(Path(spec.origin)) if spec and spec.origin else {}
+        return dict(sorted(found.items()))
+
+
+METHODS = Shelf("method", "methods", ("fromfew.method", "Learner"))
 GROUP = "fromfew.methods"
-_FOLDER = Path(__file__).with_name("methods")
-
-
-def _own() -> dict[str, Path]:
-    files = sorted(_FOLDER.glob("*.py"))
-    return {file.stem.replace("_", "-"): file for file in files if not file.stem.startswith("_")}
-
-
-def _others() -> dict[str, EntryPoint]:
-    """Methods of other packages; a name of ours is never replaced."""
-    return {point.name: point for point in entry_points(group=GROUP) if point.name not in _own()}
+COMBINERS = Shelf("combiner", "combiners", ("fromfew.combine", "Combiner"))
 
 
 def names() -> list[str]:
     """Names of all methods, those of other packages included."""
-    return sorted({*_own(), *_others()})
+    return METHODS.names()
 
 
 def find(name: str) -> type[Learner]:
@@ -46,42 +159,12 @@ def find(name: str) -> type[Learner]:
     Raises:
         FromfewError: If there is none of that name; the nearest are named.
     """
-    from fromfew.method import Learner
-
-    own = name.replace("_", "-").lower()
-    if own in _own():
-        return _only_method(f"fromfew.methods.{own.replace('-', '_')}")
-    others = _others()
-    if name not in others:
-        raise unknown("method", name, names())
-    found = others[name].load()
-    if inspect.ismodule(found):
-        return _only_method(found.__name__)
-    if not (inspect.isclass(found) and issubclass(found, Learner)):
-        raise FromfewError(f"The method '{name}' of another package is no method: {found!r}.")
-    return found
-
-
-def _only_method(module: str) -> type[Learner]:
-    from fromfew.method import Learner
-
-    found = [
-        value
-        for value in vars(import_module(module)).values()
-        if inspect.isclass(value) and issubclass(value, Learner) and value.__module__ == module
-    ]
-    if len(found) != 1:
-        raise FromfewError(f"{module} must define exactly one method; it defines {len(found)}.")
-    return found[0]
+    return METHODS.find(name)
 
 
 def cards() -> dict[str, dict[str, Any]]:
     """Every method's card, read without importing it; empty for other packages' methods that cannot be."""
-    found = {name: _card(file) for name, file in _own().items()}
-    for name, point in _others().items():
-        spec = find_spec(point.module)
-        found[name] = _card(Path(spec.origin)) if spec and spec.origin else {}
-    return dict(sorted(found.items()))
+    return METHODS.cards()
 
 
 def _card(file: Path) -> dict[str, Any]:

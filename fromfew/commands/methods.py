@@ -40,5 +40,20 @@ def run(argv: Sequence[str]) -> int:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)] + [0]
     for row in rows:
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    say("\nfromfew show METHOD tells more of one.")
+    say("\nfromfew show METHOD tells more of one.\n")
+    list_combiners()
     return 0
+
+
+def list_combiners() -> None:
+    """Say what joins concepts that were learned apart."""
+    from fromfew.registry import COMBINERS
+
+    rows = [("combiner", "joins", "backbones", "paper")]
+    for name, card in COMBINERS.cards().items():
+        paper = f"{card.get('year', '')} {card.get('title', '')}".strip()
+        rows.append((name, str(card.get("joins", "")), " ".join(card.get("backbones", ())), paper))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)] + [0]
+    for row in rows:
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    say("\nfromfew combine --method COMBINER --help tells more of one.")

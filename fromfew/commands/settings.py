@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fromfew.commands.parsing import number, whole
-from fromfew.errors import FromfewError, unknown
+from fromfew.errors import FromfewError
+from fromfew.registry import METHODS, Shelf
 
 __all__ = ["Setting", "add_settings", "chosen", "method_doc", "settings_of"]
 
@@ -40,24 +41,13 @@ class Setting:
         return self.default is None
 
 
-def _source(name: str) -> ast.Module:
-    """The parsed file of a method.
+def _source(name: str, shelf: Shelf) -> ast.Module:
+    """The parsed file of a method or combiner.
 
     Raises:
-        FromfewError: There is no such method.
+        FromfewError: There is no such one.
     """
-    from importlib.util import find_spec
-
-    from fromfew import registry
-
-    file = registry._own().get(name.replace("_", "-").lower())
-    if file is None:
-        point = registry._others().get(name)
-        spec = find_spec(point.module) if point else None
-        if spec is None or spec.origin is None:
-            raise unknown("method", name, registry.names())
-        file = Path(spec.origin)
-    return ast.parse(file.read_text(encoding="utf-8"))
+    return ast.parse(shelf.file(name).read_text(encoding="utf-8"))
 
 
 def _classes(tree: ast.Module) -> dict[str, ast.ClassDef]:
@@ -71,11 +61,11 @@ def _bases() -> dict[str, ast.ClassDef]:
 
 
 def _main_class(tree: ast.Module, known: Mapping[str, ast.ClassDef]) -> ast.ClassDef:
-    """The last class of the file that builds on Tuned, Encoded or Free."""
+    """The last class of the file that builds on Tuned, Encoded, Free or Combiner."""
 
     def learns(node: ast.ClassDef) -> bool:
         bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
-        return any(base == "Learner" or (base in known and learns(known[base])) for base in bases)
+        return any(base in ("Learner", "Combiner") or (base in known and learns(known[base])) for base in bases)
 
     found = [node for node in _classes(tree).values() if learns(node)]
     if not found:
@@ -103,13 +93,13 @@ def _is_text(node: ast.stmt | None) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def settings_of(name: str) -> list[Setting]:
-    """All settings of a method, inherited ones first; one that it redefines stays in its place.
+def settings_of(name: str, shelf: Shelf = METHODS) -> list[Setting]:
+    """All settings of a method or combiner, inherited ones first; one that it redefines stays in its place.
 
     Raises:
         FromfewError: There is no such method.
     """
-    tree = _source(name)
+    tree = _source(name, shelf)
     known = {**_bases(), **_classes(tree)}
     found: dict[str, Setting] = {}
 
@@ -125,9 +115,9 @@ def settings_of(name: str) -> list[Setting]:
     return list(found.values())
 
 
-def method_doc(name: str) -> str:
+def method_doc(name: str, shelf: Shelf = METHODS) -> str:
     """What a method's class says about itself."""
-    tree = _source(name)
+    tree = _source(name, shelf)
     text = ast.get_docstring(_main_class(tree, {**_bases(), **_classes(tree)}))
     return text or ast.get_docstring(tree) or ""
 

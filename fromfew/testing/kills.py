@@ -66,14 +66,14 @@ def _hurried() -> Iterator[None]:
     from fromfew import fit, registry, watching
 
     point = EntryPoint("two-stages", "fromfew.testing.two_stages", registry.GROUP)
-    before = fit.fit.__kwdefaults__, watching.Watcher.__init__.__kwdefaults__, registry._others
+    before = fit.fit.__kwdefaults__, watching.Watcher.__init__.__kwdefaults__, registry.Shelf.others
     fit.fit.__kwdefaults__ = {**(before[0] or {}), "every": 0.0}
     watching.Watcher.__init__.__kwdefaults__ = {**(before[1] or {}), "every": 2, "patience": 2, "window": 3}
-    registry._others = lambda: {"two-stages": point}
+    registry.Shelf.others = lambda self: {"two-stages": point}
     try:
         yield
     finally:
-        fit.fit.__kwdefaults__, watching.Watcher.__init__.__kwdefaults__, registry._others = before
+        fit.fit.__kwdefaults__, watching.Watcher.__init__.__kwdefaults__, registry.Shelf.others = before
 
 
 class _Deadly:

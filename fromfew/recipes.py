@@ -21,6 +21,10 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "gradient-free": {"steps": 400, "batch": 5, "lr": 1.0, "spread": 1.0, "class_images": 100},
         "catversion": {"steps": 1000, "batch": 2, "lr": 1e-2, "schedule": "constant", "class_images": 100},
+        "coti": {
+            "steps": 2000, "batch": 4, "lr": 5e-4, "schedule": "constant", "class_images": 200, "cycles": 20,
+            "checks": 20, "hidden": (4096, 2048), "eye": "openai/clip-vit-large-patch14",
+        },
         "prospect": {"steps": 3000, "batch": 4, "lr": 2e-3, "schedule": "constant", "class_images": 100},
         "dreambooth": {
             "steps": 800, "batch": 1, "lr": 5e-6, "encoder_lr": 2e-6, "schedule": "constant", "class_images": 200,
@@ -99,6 +103,10 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "compositional-inversion": {"steps": 300, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
         "gradient-free": {"steps": 100, "batch": 4, "lr": 1.0, "spread": 1.0, "class_images": 8},
         "catversion": {"steps": 300, "batch": 4, "lr": 3e-2, "schedule": "cosine", "class_images": 8},
+        "coti": {
+            "steps": 80, "batch": 4, "lr": 5e-2, "schedule": "constant", "class_images": 16, "cycles": 2,
+            "checks": 2, "hidden": (128, 64), "eye": "world",
+        },
         "prospect": {"steps": 300, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
         "dreambooth": {
             "steps": 250, "batch": 3, "lr": 1.5e-3, "encoder_lr": 2e-5, "schedule": "cosine", "class_images": 8,

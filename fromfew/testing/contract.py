@@ -67,8 +67,11 @@ def quick(method: Learner, bb: Backbone, folder: Path) -> Learner:
         rate = 2e-3 if whole else 2e-2
         given: dict[str, Any] = {"steps": 6, "batch": 2, "lr": rate, "class_images": 2, "views": 2}
         given |= {one.name: rate for one in fields(method) if one.name.endswith("_lr")}
+        given |= {one.name: 3 for one in fields(method) if one.name.endswith("_steps")}
         if "population" in method.settings():
             given |= {"population": 6, "spread": 1.0}
+        if "cycles" in method.settings():
+            given |= {"cycles": 2, "ladder": (1.0, 0.5), "checks": 2, "previews": 1, "initial": 2, "hidden": (8, 8)}
         if "eye" in method.settings():
             given["eye"] = tiny_eye(folder / "eye")
         return replace(method, **given)

@@ -1,0 +1,157 @@
+"""COTI: textual inversion from a pool of photos, of which the best are chosen round by round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from fromfew.errors import FromfewError
+from fromfew.method import Tuned
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from fromfew.backbones.base import Backbone
+    from fromfew.encoders import Eye
+    from fromfew.fit import Stage
+    from fromfew.pool import Scorer
+    from fromfew.ports.part import Parts
+    from fromfew.references import References
+
+CARD = {
+    "title": "Controllable Textual Inversion for Personalized Text-to-Image Generation",
+    "arxiv": "2304.05265",
+    "year": 2023,
+    "learns": ("subject", "style"),
+    "photos": (1, 1000),
+    "kind": "tuned",
+    "ports": ("text",),
+    "backbones": ("sd15", "sd21", "sdxl", "sd3", "flux"),
+    "adds": "a few kilobytes: the word's vectors",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class COTI(Tuned):
+    """Learn a word from the best photos of a noisy pool, and keep its best state.
+
+    The first photos are trusted; the others are a pool. Every cycle two heads learn from the chosen photos what shows
+    the concept and what is a good picture, the ``add`` best of the pool by ``quality + 10 · match`` join, and the word
+    is learned anew by textual inversion's ``E ‖f(x_t, t, c(v)) - target‖²``, down a ladder of rates. On each rung
+    pictures are drawn and scored ``10 sin(π a/20) sin(π c/20)``; the next rung goes on from the best state, not the
+    last.
+
+    Departs from the paper: what does not show the concept is drawn by the base from the plain noun, and without a
+    predictor of quality (``judge``) every picture is as good as another.
+
+    >>> COTI(add=4).add
+    4
+    """
+
+    vectors: int = 1
+    """Vectors per text encoder."""
+    initial: int = 10
+    """How many of the first photos are trusted from the start."""
+    add: int = 10
+    """How many photos of the pool join in every cycle."""
+    cycles: int | None = None
+    """How often the word is learned anew; chosen for the base if left open."""
+    ladder: tuple[float, ...] = (1.0, 0.5, 0.15, 0.1, 0.05)
+    """Rungs: factors of the learning rate, each for all the steps."""
+    checks: int | None = None
+    """How often on every rung pictures are drawn and scored; chosen for the base if left open."""
+    previews: int = 4
+    """Pictures drawn at each."""
+    hidden: tuple[int, int] | None = None
+    """Widths of the head that tells the concept; chosen for the base if left open."""
+    judge: str | None = None
+    """File of a linear predictor of quality on the eye's features; none if left open."""
+    eye: str | None = None
+    """Frozen image encoder: world, a folder or a hub id; chosen for the base if left open."""
+    modifier: Literal["word", "rare", "text"] = "word"
+    """Always a learned word: it is all that this method learns."""
+
+    def __post_init__(self) -> None:
+        """Also refuse counts that cannot be."""
+        super().__post_init__()
+        if self.modifier != "word":
+            raise FromfewError("coti learns a word and nothing else: leave modifier at 'word'.")
+        for name in ("initial", "add", "cycles", "checks", "previews"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise FromfewError(f"{name} is 1 or more, not {value}.")
+        if not 1 <= self.vectors <= 16:
+            raise FromfewError(f"vectors is 1 to 16, not {self.vectors}.")
+        if not self.ladder or not all(factor > 0 for factor in self.ladder):
+            raise FromfewError(f"ladder is a few factors above 0, not {list(self.ladder)}.")
+
+    def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
+        """The word, beginning as the noun."""
+        from fromfew.ports.part import Parts
+
+        return Parts(word=self.word(bb, refs, rng, count=self.vectors, start=refs.noun or ""))
+
+    def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
+        """Cycle after cycle, rung after rung, as many stages a rung as it is checked."""
+        import torch
+
+        from fromfew.data import class_images, picture_tensor
+        from fromfew.encoders import open_eye, squares
+        from fromfew.pool import Pool, Scorer
+
+        if self.eye is None:
+            raise FromfewError("coti needs an image encoder: say which with eye=...")
+        eye = open_eye(self.eye, device=str(bb.device))
+        steps = min(bb.defaults.steps, 25)
+        drawn = class_images(bb, refs.noun or "picture", self.class_images or 16, seed=seed, steps=steps)
+        with torch.no_grad():
+            photos = eye.pooled(squares(refs, bb.default_size).to(bb.device))
+            other = eye.pooled(torch.stack([picture_tensor(one) for one in drawn]).to(bb.device))
+        pool, began = Pool.of(len(refs), self.initial), _copy(parts)
+        scorer = Scorer(eye.width, self.hidden or (4096, 2048), judge=self.judge, seed=seed)
+        for cycle in range(self.cycles or 1):
+            pool.grow(scorer, photos, other, self.add, cycle / (self.cycles or 1))
+            chosen = replace(refs, photos=tuple(refs.photos[i] for i in sorted(pool.labels)))
+            parts.load_state_dict(began)
+            yield from self._climb(bb, chosen, parts, scorer, eye, seed, f"cycle {cycle + 1}")
+
+    def _climb(
+        self, bb: Backbone, refs: References, parts: Parts, scorer: Scorer, eye: Eye, seed: int, name: str
+    ) -> Iterator[Stage]:
+        """All rungs; each ends at its best state."""
+        from fromfew.fit import Stage
+
+        batches, checks = self.with_prior(bb, refs, seed=seed), self.checks or 1
+        for rung, factor in enumerate(self.ladder):
+            best, kept = -1.0, _copy(parts)
+            for nth in range(1, checks + 1):
+                total = self.steps or 1
+                yield Stage(
+                    steps=max(1, total * nth // checks - total * (nth - 1) // checks),
+                    batches=batches,
+                    terms=self.terms(),
+                    train={parts.word: (self.lr or 0.0) * factor},
+                    name=f"{name}, rung {rung + 1}, {nth} of {checks}",
+                )
+                value = self.seen(bb, refs, parts, scorer, eye, seed)
+                if value > best:
+                    best, kept = value, _copy(parts)
+            parts.load_state_dict(kept)
+
+    def seen(self, bb: Backbone, refs: References, parts: Parts, scorer: Scorer, eye: Eye, seed: int) -> float:
+        """The score of a few pictures drawn with the word as it is."""
+        import torch
+
+        from fromfew.make import make
+        from fromfew.pool import worth
+
+        prompt = f"a photo of a {refs.placeholder} {refs.noun or ''}".strip()
+        drawn = make(bb, [prompt] * self.previews, parts, seed=seed).tensor.to(bb.device)
+        with torch.no_grad():
+            features = eye.pooled(drawn)
+        return worth(scorer.quality(features), scorer.match(features))
+
+
+def _copy(parts: Parts) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in parts.state_dict().items()}

@@ -179,7 +179,7 @@ def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
     return " ".join(part for part in (said_, where, style) if part)
 
 
-def random_item(rng: np.random.Generator, *, core: float = 0.75, names_: tuple[str, ...] | None = None) -> Item:
+def random_item(rng: np.random.Generator, *, core: float = 0.8, names_: tuple[str, ...] | None = None) -> Item:
     """A random thing: a core object with probability ``core``, else one called by its category."""
     if names_ is not None:
         name = str(rng.choice(names_))
@@ -193,7 +193,7 @@ _CORE_NAMES = tuple(_CORE)
 _WIDE_NAMES = tuple(_WIDE)
 
 
-def random_scene(rng: np.random.Generator, *, pairs: float = 0.09, portraits: float = 0.05) -> Scene:
+def random_scene(rng: np.random.Generator, *, pairs: float = 0.06, portraits: float = 0.05) -> Scene:
     """A random scene of the held-in grammar, with its caption.
 
     Args:
@@ -210,7 +210,7 @@ def random_scene(rng: np.random.Generator, *, pairs: float = 0.09, portraits: fl
         relation = str(rng.choice(list(RELATIONS)))
     else:
         items = (random_item(rng),)
-    style = "plain" if rng.random() < 0.68 else str(rng.choice([s for s in STYLES if s != "plain"]))
+    style = "plain" if rng.random() < 0.75 else str(rng.choice([s for s in STYLES if s != "plain"]))
     if style in COLOURLESS:
         items = tuple(replace(item, colour=None) for item in items)
     scene = Scene(items, str(rng.choice(list(CONTEXTS))), style, relation)

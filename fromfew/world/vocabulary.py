@@ -6,28 +6,28 @@ base, its text tower or any adapter: these are the subjects to personalise.
 """
 
 CORE: dict[str, str] = {
-    "animal": "cat-face dog-face lion panda pig-face frog elephant turtle",
-    "bird": "penguin owl duck",
-    "fish": "tropical-fish octopus crab",
-    "insect": "butterfly lady-beetle",
-    "plant": "sunflower cactus evergreen-tree mushroom",
-    "fruit": "red-apple banana strawberry watermelon pineapple",
-    "vegetable": "carrot eggplant broccoli",
-    "food": "pizza hamburger doughnut",
-    "drink": "teapot hot-beverage",
-    "ball": "soccer-ball basketball",
-    "toy": "teddy-bear balloon",
-    "vehicle": "automobile bus bicycle locomotive",
+    "animal": "cat-face elephant",
+    "bird": "owl",
+    "fish": "tropical-fish",
+    "insect": "butterfly",
+    "plant": "cactus",
+    "fruit": "red-apple banana",
+    "vegetable": "carrot",
+    "food": "hamburger",
+    "drink": "teapot",
+    "ball": "basketball",
+    "toy": "teddy-bear",
+    "vehicle": "automobile",
     "boat": "sailboat",
-    "aircraft": "rocket airplane",
-    "building": "house castle",
-    "instrument": "guitar drum",
-    "tool": "hammer key umbrella light-bulb",
-    "clothing": "t-shirt dress",
+    "aircraft": "rocket",
+    "building": "house",
+    "instrument": "guitar",
+    "tool": "umbrella",
+    "clothing": "t-shirt",
     "shoe": "high-heeled-shoe",
-    "hat": "top-hat crown",
+    "hat": "crown",
     "bag": "backpack",
-    "device": "camera alarm-clock",
+    "device": "alarm-clock",
     "furniture": "chair",
     "book": "open-book",
 }
@@ -35,39 +35,40 @@ CORE: dict[str, str] = {
 
 WIDE: dict[str, str] = {
     "animal": "fox tiger-face koala rabbit-face mouse-face bear cow-face snail horse-face zebra wolf "
-    "monkey-face hamster hippopotamus giraffe goat camel deer ox polar-bear unicorn bat "
-    "hedgehog kangaroo llama sloth otter beaver badger gorilla rhinoceros leopard ram lizard "
-    "snake crocodile sauropod poodle",
-    "bird": "baby-chick parrot swan chicken rooster flamingo dove eagle goose turkey",
-    "fish": "fish whale dolphin shark squid lobster shrimp blowfish seal jellyfish oyster",
-    "insect": "honeybee spider ant beetle cricket bug fly mosquito",
+    "monkey-face hamster hippopotamus giraffe goat camel deer ox polar-bear unicorn bat hedgehog "
+    "kangaroo llama sloth otter beaver badger gorilla rhinoceros leopard ram lizard snake crocodile "
+    "sauropod poodle dog-face lion panda pig-face frog turtle",
+    "bird": "baby-chick parrot swan chicken rooster flamingo dove eagle goose turkey penguin duck",
+    "fish": "fish whale dolphin shark squid lobster shrimp blowfish seal jellyfish oyster octopus crab",
+    "insect": "honeybee spider ant beetle cricket bug fly mosquito lady-beetle",
     "plant": "tulip rose palm-tree maple-leaf blossom hibiscus four-leaf-clover bouquet potted-plant "
-    "deciduous-tree lotus herb fallen-leaf",
-    "fruit": "cherries grapes lemon pear tangerine peach mango kiwi-fruit green-apple blueberries melon "
-    "olive",
-    "vegetable": "ear-of-corn tomato avocado bell-pepper cucumber potato onion garlic hot-pepper pea-pod",
+    "deciduous-tree lotus herb fallen-leaf sunflower evergreen-tree mushroom",
+    "fruit": "cherries grapes lemon pear tangerine peach mango kiwi-fruit green-apple blueberries melon olive "
+    "strawberry watermelon pineapple",
+    "vegetable": "ear-of-corn tomato avocado bell-pepper cucumber potato onion garlic hot-pepper pea-pod eggplant "
+    "broccoli",
     "food": "cupcake cookie hot-dog taco birthday-cake ice-cream croissant bread pretzel pancakes waffle "
     "sandwich sushi pie french-fries popcorn bacon egg dango soft-ice-cream lollipop candy "
-    "chocolate-bar burrito",
+    "chocolate-bar burrito pizza doughnut",
     "drink": "wine-glass beer-mug cup-with-straw cocktail-glass glass-of-milk bubble-tea tropical-drink "
-    "tumbler-glass baby-bottle",
-    "ball": "tennis pool-8-ball baseball volleyball american-football bowling",
+    "tumbler-glass baby-bottle hot-beverage",
+    "ball": "tennis pool-8-ball baseball volleyball american-football bowling soccer-ball",
     "toy": "kite yo-yo puzzle-piece nesting-dolls game-die joystick video-game flying-disc wrapped-gift "
-    "jack-o-lantern",
+    "jack-o-lantern balloon",
     "vehicle": "fire-engine tractor motor-scooter taxi ambulance police-car tram racing-car pickup-truck "
-    "delivery-truck motorcycle minibus kick-scooter",
+    "delivery-truck motorcycle minibus kick-scooter bus bicycle locomotive",
     "boat": "speedboat ship motor-boat canoe ferry",
-    "aircraft": "helicopter flying-saucer small-airplane parachute satellite",
-    "building": "tent church factory hospital mosque house-with-garden hut office-building",
-    "instrument": "trumpet violin saxophone accordion banjo long-drum maracas flute musical-keyboard",
-    "tool": "scissors pencil magnet wrench screwdriver axe paintbrush toothbrush broom bucket "
-    "fork-and-knife magnifying-glass-tilted-left candle flashlight plunger crayon spoon",
-    "clothing": "jeans socks coat gloves scarf necktie shorts kimono bikini",
+    "aircraft": "helicopter flying-saucer small-airplane parachute satellite airplane",
+    "building": "tent church factory hospital mosque house-with-garden hut office-building castle",
+    "instrument": "trumpet violin saxophone accordion banjo long-drum maracas flute musical-keyboard drum",
+    "tool": "scissors pencil magnet wrench screwdriver axe paintbrush toothbrush broom bucket fork-and-knife "
+    "magnifying-glass-tilted-left candle flashlight plunger crayon spoon hammer key light-bulb",
+    "clothing": "jeans socks coat gloves scarf necktie shorts kimono bikini dress",
     "shoe": "running-shoe hiking-boot womans-sandal ballet-shoes flat-shoe thong-sandal",
-    "hat": "billed-cap womans-hat rescue-workers-helmet military-helmet",
+    "hat": "billed-cap womans-hat rescue-workers-helmet military-helmet top-hat",
     "bag": "handbag briefcase clutch-bag luggage",
     "device": "television mobile-phone laptop computer-mouse radio telephone microscope stopwatch printer "
-    "video-camera headphone",
+    "video-camera headphone camera",
     "furniture": "couch-and-lamp bed bathtub door toilet",
     "book": "closed-book notebook books",
 }

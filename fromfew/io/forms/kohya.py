@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fromfew.errors import FromfewError
+from fromfew.io.forms import kohya_flux
 from fromfew.io.forms.names import changeable, flattened, owner, wrapped
 from fromfew.io.forms.thin import Thin, even
 
@@ -83,12 +84,14 @@ def names(bb: Backbone) -> dict[str, str]:
     """Module path to the name this form gives it; maps that Stable Diffusion does not have get none.
 
     Raises:
-        FromfewError: If the base is no Stable Diffusion 1, 2 or XL.
+        FromfewError: If the base is no Stable Diffusion 1, 2 or XL, and no FLUX.
     """
+    if bb.family == "flux":
+        return kohya_flux.names(bb)
     if bb.family != "unet":
         raise FromfewError(
-            f"The kohya form is written for Stable Diffusion 1, 2 and XL; '{bb.name}' is of the family "
-            f"{bb.family}. Use the form 'diffusers', which ComfyUI reads as well."
+            f"The kohya form is written for Stable Diffusion 1, 2 and XL, and FLUX; '{bb.name}' is of the family "
+            f"{bb.family}, for which diffusers reads no such file. Use the form 'diffusers', which ComfyUI reads too."
         )
     large = "two" in bb.text_encoders
     attentive = {".".join(path.split(".")[:2]): True for path, _ in bb.denoiser.named_modules()
@@ -108,7 +111,9 @@ def names(bb: Backbone) -> dict[str, str]:
 
 
 def write(maps: Mapping[str, Thin], bb: Backbone) -> dict[str, Tensor]:
-    """The tensors of a file: one rank and one alpha for all maps."""
+    """The tensors of a file: one rank and one alpha for all maps (FLUX: for all that are joined alike)."""
+    if bb.family == "flux":
+        return kohya_flux.write(maps, bb)
     known = names(bb)
     same, _, alpha = even(maps)
     tensors = {}
@@ -121,25 +126,37 @@ def write(maps: Mapping[str, Thin], bb: Backbone) -> dict[str, Tensor]:
 
 def training(concept: Concept, bb: Backbone, rank: int, alpha: float) -> dict[str, str]:
     """What sd-scripts notes about training in a file's metadata (``ss_…``), as far as it applies."""
-    large, card = "two" in bb.text_encoders, concept.card
+    if bb.family == "flux":
+        return _notes(concept, bb, rank, alpha) | {
+            "ss_network_module": "networks.lora_flux", "ss_base_model_version": "flux1",
+            "modelspec.architecture": "flux-1-dev/lora",
+        }  # fmt: skip
+    large = "two" in bb.text_encoders
     second = not large and bb.text_encoders["one"].width >= 1024
     base = "sdxl_base_v1-0" if large else "sd_v2" if second else "sd_v1"
     arch = "stable-diffusion-xl-v1-base" if large else "stable-diffusion-v2" if second else "stable-diffusion-v1"
-    return {
+    return _notes(concept, bb, rank, alpha) | {
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(rank),
-        "ss_network_alpha": f"{alpha:g}",
         "ss_base_model_version": base,
         "ss_v2": str(second),
+        "modelspec.architecture": f"{arch}/lora",
+        "modelspec.prediction_type": "v" if bb.path.kind == "v" else "epsilon",
+    }
+
+
+def _notes(concept: Concept, bb: Backbone, rank: int, alpha: float) -> dict[str, str]:
+    """What is noted alike for every base."""
+    card = concept.card
+    return {
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": f"{alpha:g}",
         "ss_sd_model_name": bb.name,
         "ss_output_name": concept.name,
         "ss_num_train_images": str(len(card.photos)),
         "ss_steps": str(card.steps),
         "ss_seed": str(card.seed),
         "ss_training_comment": f"{card.method} by fromfew",
-        "modelspec.architecture": f"{arch}/lora",
         "modelspec.title": concept.name,
-        "modelspec.prediction_type": "v" if bb.path.kind == "v" else "epsilon",
     }
 
 
@@ -173,6 +190,8 @@ def read(tensors: Mapping[str, Tensor], bb: Backbone) -> tuple[dict[str, Thin], 
     other = next((kind for kind in _OTHERS if any(f".{kind}" in name for name in tensors)), None)
     if other is not None:
         raise FromfewError(f"The file is of a kind beyond plain LoRA ('.{other.strip('_')}'): not read.")
+    if bb.family == "flux":
+        return kohya_flux.read(tensors, bb)
     places = _places(bb)
     maps: dict[str, Thin] = {}
     used = set()

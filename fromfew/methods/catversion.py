@@ -72,8 +72,9 @@ class CatVersion(Tuned):
         from fromfew.parts.text_prefix import TextPrefix
         from fromfew.ports.part import Parts
 
-        how = {"count": self.length, "last": self.last, "bias": self.bias, "spread": self.spread}
-        return Parts(word=TextPrefix.learned(bb, refs.placeholder, rng, **how))
+        count, last, bias, spread = self.length, self.last, self.bias, self.spread
+        prefix = TextPrefix.learned(bb, refs.placeholder, rng, count=count, last=last, bias=bias, spread=spread)
+        return Parts(word=prefix)
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """One stage; the prefix alone learns."""

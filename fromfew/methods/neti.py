@@ -39,12 +39,12 @@ class NeTI(Tuned):
     norm of the noun's vector. Half of it is the word's vector; the other half bypasses the text encoder and shifts
     its last states at the word's place by ``bypass`` of their norm, for values only. With probability ``dropout``
     only the first units of the last hidden layer, a random number of them, speak in a step: so they hold the coarse,
-    and ``keep`` trades likeness for obedience afterwards.
+    and ``units`` trades likeness for obedience afterwards.
 
     Departs from the paper: the network begins as the noun. At bases that read the second-to-last states (SDXL) those
     are shifted, and pooled vectors read the middle layer and time.
 
-    >>> NeTI(keep=64).keep
+    >>> NeTI(units=64).units
     64
     """
 
@@ -56,7 +56,7 @@ class NeTI(Tuned):
     """Units of the two hidden layers."""
     frequencies: int = 1024
     """Pairs of frequencies that time and layer are encoded with."""
-    keep: int | None = None
+    units: int | None = None
     """How many hidden units speak when drawing; all if left open, fewer for more obedience."""
     modifier: Literal["word", "rare", "text"] = "word"
     """Always a learned word: it is all that this method learns."""
@@ -71,8 +71,8 @@ class NeTI(Tuned):
         for name, low, high in (("bypass", 0, 10), ("hidden", 1, 4096), ("frequencies", 1, 65536)):
             if not low <= getattr(self, name) <= high:
                 raise FromfewError(f"{name} is {low} to {high}, not {getattr(self, name):g}.")
-        if self.keep is not None and not 0 <= self.keep <= self.hidden:
-            raise FromfewError(f"keep is 0 to {self.hidden}, the hidden units, not {self.keep}.")
+        if self.units is not None and not 0 <= self.units <= self.hidden:
+            raise FromfewError(f"units is 0 to {self.hidden}, the hidden units, not {self.units}.")
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
         """The network, beginning as the noun everywhere."""
@@ -80,7 +80,7 @@ class NeTI(Tuned):
         from fromfew.parts.word_mapper import WordMapper
         from fromfew.ports.part import Parts
 
-        how = {"hidden": self.hidden, "frequencies": self.frequencies, "past": self.bypass, "keep": self.keep}
+        how = {"hidden": self.hidden, "frequencies": self.frequencies, "past": self.bypass, "units": self.units}
         start = self.text or refs.noun or rare(bb)
         return Parts(word=WordMapper.learned(bb, refs.placeholder, start, rng, **how))
 

@@ -39,7 +39,7 @@ class WordMapper(PlacedWord):
         frequencies: Pairs of frequencies in the code.
         hidden: Units of the two hidden layers.
         past: Size of the bypass relative to the state; 0 switches it off.
-        keep: How many hidden units speak; fewer are more obedient and less faithful. All if None.
+        units: How many hidden units speak; fewer are more obedient and less faithful. All if None.
 
     Raises:
         FromfewError: If a number is out of range.
@@ -58,14 +58,14 @@ class WordMapper(PlacedWord):
         frequencies: int = 1024,
         hidden: int = 128,
         past: float = 0.2,
-        keep: int | None = None,
+        units: int | None = None,
     ) -> None:
         super().__init__()
         if min(layers, frequencies, hidden) < 1 or not 0 <= past <= 10:
             raise FromfewError("A word mapper needs layers, frequencies and units, and a bypass of 0 to 10.")
         self.placeholder, self.start, self.layers, self.past = placeholder, start, layers, past
         self._norms, self._widths = dict(norms), dict(widths)
-        self.frequencies, self.hidden, self.keep = frequencies, hidden, self._kept(keep, hidden)
+        self.frequencies, self.hidden, self.units = frequencies, hidden, self._kept(units, hidden)
         self.drop: int | None = None
         inner, outer = _ANCHORS * layers, 2 * sum(widths.values())
         shapes = {
@@ -79,10 +79,10 @@ class WordMapper(PlacedWord):
         self.register_buffer("code", torch.zeros(frequencies, 2))
 
     @staticmethod
-    def _kept(keep: int | None, hidden: int) -> int | None:
-        if keep is not None and not 0 <= keep <= hidden:
-            raise FromfewError(f"keep is 0 to {hidden}, the hidden units, not {keep}.")
-        return keep
+    def _kept(units: int | None, hidden: int) -> int | None:
+        if units is not None and not 0 <= units <= hidden:
+            raise FromfewError(f"units is 0 to {hidden}, the hidden units, not {units}.")
+        return units
 
     @classmethod
     def learned(cls, bb: Backbone, placeholder: str, start: str, rng: Generator, **how: Any) -> WordMapper:
@@ -135,9 +135,9 @@ class WordMapper(PlacedWord):
         for name in ("one", "two"):
             h = linear(h, net[f"{name}_weight"], net[f"{name}_bias"])
             h = leaky_relu(layer_norm(h, (self.hidden,), net[f"{name}_scale"], net[f"{name}_shift"]))
-        keep = self.drop if self.training and self.drop is not None else self.keep
-        if keep is not None:
-            h = h * (torch.arange(self.hidden, device=h.device) < keep)
+        units = self.drop if self.training and self.drop is not None else self.units
+        if units is not None:
+            h = h * (torch.arange(self.hidden, device=h.device) < units)
         both = linear(h, net["last_weight"], net["last_bias"]).split([2 * width for width in self._widths.values()], -1)
         found = {}
         for (key, width), value in zip(self._widths.items(), both, strict=True):
@@ -164,10 +164,10 @@ class WordMapper(PlacedWord):
         """The first token of ``start``."""
         return first_ids(tokenizer, self.start, 1, self.placeholder)
 
-    def truncated(self, keep: int | None) -> WordMapper:
-        """The same network (shared, not copied) with only the first ``keep`` units speaking."""
+    def truncated(self, units: int | None) -> WordMapper:
+        """The same network (shared, not copied) with only the first ``units`` units speaking."""
         with torch.device("meta"):
-            part = WordMapper.build({**self.config(), "keep": keep})
+            part = WordMapper.build({**self.config(), "units": units})
         part.net, part.code = self.net, self.code
         return part.eval()
 
@@ -183,7 +183,7 @@ class WordMapper(PlacedWord):
         return {
             "placeholder": self.placeholder, "start": self.start, "norms": self._norms, "widths": self._widths,
             "layers": self.layers, "frequencies": self.frequencies, "hidden": self.hidden, "past": self.past,
-            "keep": self.keep,
+            "units": self.units,
         }  # fmt: skip
 
     def __repr__(self) -> str:

@@ -55,7 +55,7 @@ def test_with_no_units_left_it_is_the_same_everywhere_and_loss_is_no_lower():
     assert torch.allclose(none, none[:1].expand_as(none), atol=1e-6)
     stage = next(iter(method.stages(bb, refs, concept.parts)))
     whole = look(bb, concept.parts, stage, seed=1, count=6)
-    concept.parts.word.keep = 0
+    concept.parts.word.units = 0
     assert look(bb, concept.parts, stage, seed=1, count=6) > whole
 
 
@@ -74,13 +74,13 @@ def test_dropping_units_happens_while_learning_only():
     assert not torch.allclose(dropped, whole)
 
 
-def test_keep_travels_with_the_concept(tmp_path):
+def test_units_travel_with_the_concept(tmp_path):
     from fromfew.concept import Concept
 
     bb = tiny("sd15")
-    concept = find("neti")(**QUICK, keep=3).learn(bb, few_photos())
+    concept = find("neti")(**QUICK, units=3).learn(bb, few_photos())
     loaded = Concept.load(concept.save(tmp_path / "c"))
-    assert loaded.parts.word.keep == 3
+    assert loaded.parts.word.units == 3
     drawn = [make(bb, "a <v> cat", one, steps=1).latents for one in (concept, loaded)]
     assert torch.equal(*drawn)
     free = make(bb, "a <v> cat", concept.parts.word.truncated(None), steps=1).latents
@@ -108,6 +108,6 @@ def test_it_is_drawn_beside_a_word_of_textual_inversion():
 
 
 def test_bad_settings_are_refused():
-    for how, why in (({"keep": 200}, "keep is 0"), ({"dropout": 2.0}, "dropout is"), ({"hidden": 0}, "hidden is")):
+    for how, why in (({"units": 200}, "units is 0"), ({"dropout": 2.0}, "dropout is"), ({"hidden": 0}, "hidden is")):
         with pytest.raises(FromfewError, match=why):
             find("neti")(**how)

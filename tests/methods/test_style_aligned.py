@@ -76,7 +76,7 @@ def test_the_lead_is_the_photo_at_every_noise_level():
     x, noise = (torch.randn(3, *bb.latent_shape(), generator=torch.Generator().manual_seed(s)) for s in (1, 2))
     image = torch.tensor([-1, 0, 1])
     rows = Rows.of(image, ("cond",), torch.tensor(0.3))
-    moment = Moment(0, 5, 0.3, 0.2, x, noise, image, bb.path, dict, bb.embed([""]), rows)
+    moment = Moment(0, 5, 0.3, 0.2, x, noise, image, bb.path, dict, dict, bb.embed([""]), rows)
     new = part.before(moment)
     assert torch.equal(new[1:], x[1:])
     assert torch.allclose(new[:1], bb.path.mix(photo, noise[:1], torch.tensor([0.3])))

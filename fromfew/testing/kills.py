@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 __all__ = ["CASES", "Told", "photos", "torment"]
 
@@ -68,7 +69,8 @@ def _hurried() -> Iterator[None]:
     point = EntryPoint("two-stages", "fromfew.testing.two_stages", registry.GROUP)
     before = fit.fit.__kwdefaults__, watching.Watcher.__init__.__kwdefaults__, registry.Shelf.others
     fit.fit.__kwdefaults__ = {**(before[0] or {}), "every": 0.0}
-    watching.Watcher.__init__.__kwdefaults__ = {**(before[1] or {}), "every": 2, "patience": 2, "window": 3}
+    watched: Any = watching.Watcher.__init__
+    watched.__kwdefaults__ = {**(before[1] or {}), "every": 2, "patience": 2, "window": 3}
     registry.Shelf.others = lambda self: {"two-stages": point}
     try:
         yield

@@ -124,6 +124,9 @@ def export(
     if dtype not in _TYPES:
         raise unknown("number format", dtype, _TYPES)
     concept.check(bb)
+    for part in concept.parts:
+        if isinstance(part, WordPart) and part.alias is None and part.kind != "word":
+            raise FromfewError(f"No other tool's form can hold {part!r}: it is more than one list of vectors.")
     job = _Job(concept, bb, to, rank, _TYPES[dtype], Exported(form, rounded=dtype != "float32"))
     _WRITERS[form](job)
     done = job.done

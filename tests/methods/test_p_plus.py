@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fromfew.errors import FromfewError
+from fromfew.io.export import export
 from fromfew.io.tensors import read_tensors
 from fromfew.make import make
 from fromfew.method import find
@@ -70,3 +71,12 @@ def test_two_concepts_of_different_methods_are_drawn_together(name, how):
     assert torch.isfinite(both).all()
     assert not torch.equal(both, first)
     assert not torch.equal(both, second)
+
+
+@pytest.mark.parametrize(("name", "how"), [("p-plus", {}), ("neti", {"frequencies": 8}), ("catversion", {})])
+def test_no_other_tool_is_given_half_a_word(name, how, tmp_path):
+    bb = tiny("sd15")
+    concept = find(name)(**{**QUICK, **how}).learn(bb, few_photos())
+    with pytest.raises(FromfewError, match="more than one list of vectors"):
+        export(concept, bb, "diffusers", tmp_path / "x")
+    assert not list(tmp_path.iterdir())

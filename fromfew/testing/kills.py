@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 __all__ = ["CASES", "Told", "photos", "torment"]
 
@@ -67,15 +68,16 @@ def _hurried() -> Iterator[None]:
     from fromfew import fit, registry, watching
 
     point = EntryPoint("two-stages", "fromfew.testing.two_stages", registry.GROUP)
-    before = fit.fit.__kwdefaults__, watching.Watcher.__init__.__kwdefaults__, registry.Shelf.others
-    fit.fit.__kwdefaults__ = {**(before[0] or {}), "every": 0.0}
+    learning: Any = fit.fit
     watched: Any = watching.Watcher.__init__
-    watched.__kwdefaults__ = {**(before[1] or {}), "every": 2, "patience": 2, "window": 3}
-    registry.Shelf.others = lambda self: {"two-stages": point}
-    try:
+    every = {**learning.__kwdefaults__, "every": 0.0}
+    look = {**watched.__kwdefaults__, "every": 2, "patience": 2, "window": 3}
+    with (
+        patch.object(learning, "__kwdefaults__", every),
+        patch.object(watched, "__kwdefaults__", look),
+        patch.object(registry, "_others", lambda: {"two-stages": point}),
+    ):
         yield
-    finally:
-        fit.fit.__kwdefaults__, watching.Watcher.__init__.__kwdefaults__, registry.Shelf.others = before
 
 
 class _Deadly:

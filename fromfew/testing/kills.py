@@ -75,7 +75,7 @@ def _hurried() -> Iterator[None]:
     with (
         patch.object(learning, "__kwdefaults__", every),
         patch.object(watched, "__kwdefaults__", look),
-        patch.object(registry, "_others", lambda: {"two-stages": point}),
+        patch.object(registry.Shelf, "others", lambda self: {"two-stages": point}),
     ):
         yield
 

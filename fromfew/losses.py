@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fromfew.fit import Step, Term
 
 __all__ = [
-    "aligned", "anchored", "apart", "besides", "classed", "denoise", "focused", "mapped_as", "masked", "only",
+    "aligned", "alike", "anchored", "apart", "besides", "classed", "denoise", "focused", "mapped_as", "masked", "only",
     "unmixed",
 ]  # fmt: skip
 
@@ -206,3 +206,23 @@ def unmixed(names: Mapping[str, str]) -> Term:
         return torch.stack(values)
 
     return spilled
+
+
+def alike(word: str, noun: str, *, mean: float, variance: float) -> Term:
+    """``mean (μ_v - μ_c)² + variance (σ²_v - σ²_c)²`` of the recorded maps of a word and its noun: ``[B]``.
+
+    Means and variances are over all places (AttnDreamBooth, arXiv:2406.05000). Rows that lack one of them give 0.
+
+    Args:
+        word: The word, as its map is recorded.
+        noun: The noun behind it, likewise.
+        mean: Weight of equal means.
+        variance: Weight of equal variances.
+    """
+
+    def apart(step: Step) -> Tensor:
+        one, other = (step.maps[name].flatten(1).float() for name in (word, noun))
+        far = mean * (one.mean(1) - other.mean(1)).square() + variance * (one.var(1) - other.var(1)).square()
+        return torch.where((one.sum(1) > 0) & (other.sum(1) > 0), far, 0.0)
+
+    return apart

@@ -4,7 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -275,10 +275,7 @@ class Backbone(ABC):
         from fromfew.ports.text import attached_states
 
         for part, strength in attached_states(self):
-            values = text.values
-            if values is not None:
-                values = part.edit(replace(text, states=values, values=None), strength).states
-            text = replace(part.edit(text, strength), values=values)
+            text = part.edit_whole(self, text, strength)
         return text
 
     def compose(self, prompts: Sequence[str | None], places: "Sequence[Place]") -> Text:

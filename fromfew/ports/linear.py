@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,10 @@ class LinearPart(Part):
     def apply_to(self, path: str, x: Tensor) -> Tensor:
         """What is added, at strength 1, to the output of the map at ``path`` for ``x`` ``[..., in]``."""
 
+    def apply_on(self, path: str, x: Tensor, weight: Tensor) -> Tensor:
+        """The same for parts that need the map's own ``weight`` ``[out, in]``; by default `apply_to`."""
+        return self.apply_to(path, x)
+
     @abstractmethod
     def delta(self, path: str) -> Tensor:
         """The change of the weight at strength 1, ``[out, in]``."""
@@ -65,7 +69,7 @@ class LinearPart(Part):
 
     def _hook(self, path: str, strength: float) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
-            more = self.apply_to(path, args[0])
+            more = self.apply_on(path, args[0], module._parameters["weight"])  # type: ignore[arg-type]
             return y + (more if strength == 1 else strength * more).to(y.dtype)
 
         return hook
@@ -87,6 +91,8 @@ class DeltaPart(Part):
     """
 
     port = "linear"
+    last: ClassVar[bool] = False
+    """Whether the difference is one from what all others have left, such as a factor, not from the base."""
 
     @abstractmethod
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -174,8 +180,8 @@ def _changed(base: Tensor | None, layer: _Layer) -> Tensor:
     if not learning and layer.kept is not None and layer.kept[0] == mark:
         return layer.kept[1]
     value: Tensor = base
-    for part, path, strength in layer.over:
-        delta = part.delta_of(path, base)
+    for part, path, strength in sorted(layer.over, key=lambda one: one[0].last):
+        delta = part.delta_of(path, value if part.last else base)
         value = value + (delta if strength == 1 else strength * delta).to(value.device, value.dtype)
     layer.kept = None if learning else (mark, value)
     return value

@@ -109,12 +109,14 @@ def layers_of(bb: Backbone) -> list[Site]:
 def placed(bb: Backbone, text: Text, t: Tensor) -> tuple[Text, Mapping[str, tuple[Tensor, Tensor]]]:
     """What is read at times ``t`` ``[B]``: the text, and for each site by name what keys and values are made from.
 
-    Without attached words that depend on the place, the text itself and nothing.
+    Without attached words that depend on the place, the text itself; and, if its values differ from its states, those
+    for every cross site.
     """
     words = [word for word, strength in attached_words(bb) if isinstance(word, PlacedWord) and strength != 0]
     here = [[word for word in words if prompt and word.placeholder in prompt] for prompt in text.prompts]
     if not any(here):
-        return text, {}
+        values = text.values
+        return text, {} if values is None else {site.name: (text.states, values) for site in layers_of(bb)}
     sites = layers_of(bb) if any(word.layers is not None for row in here for word in row) else []
     # Where every reader is a layer that asks for itself, nobody sees the text as a whole.
     whole = not sites or text.pooled is not None

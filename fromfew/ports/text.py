@@ -11,7 +11,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,6 +72,13 @@ class StatesPart(Part):
     @abstractmethod
     def edit(self, text: Text, strength: float) -> Text:
         """The text with other states."""
+
+    def edit_whole(self, bb: Backbone, text: Text, strength: float) -> Text:
+        """The text with other states and, where values are not made from those, likewise edited values."""
+        values = text.values
+        if values is not None:
+            values = self.edit(replace(text, states=values, values=None), strength).states
+        return replace(self.edit(text, strength), values=values)
 
     def attach(self, bb: Backbone, strength: float) -> Handle:
         """Nothing to install: encoding a prompt asks which parts edit."""

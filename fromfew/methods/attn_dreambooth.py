@@ -1,0 +1,116 @@
+"""AttnDreamBooth: first the word, then where it is looked for, then what it looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from fromfew.errors import FromfewError
+from fromfew.method import Tuned
+
+if TYPE_CHECKING:
+    from torch import Generator
+
+    from fromfew.backbones.base import Backbone
+    from fromfew.fit import Stage
+    from fromfew.ports.part import Parts
+    from fromfew.references import References
+
+CARD = {
+    "title": "AttnDreamBooth: Towards Text-Aligned Personalized Text-to-Image Generation",
+    "arxiv": "2406.05000",
+    "year": 2024,
+    "learns": ("subject", "face"),
+    "photos": (1, 20),
+    "kind": "tuned",
+    "ports": ("text", "linear"),
+    "backbones": ("sd15", "sd21", "sdxl", "sd3", "flux"),
+    "adds": "as much as the denoiser itself",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttnDreamBooth(Tuned):
+    """Learn a word briefly, then the attention that reads text, then the whole denoiser, one after the other.
+
+    Minimises ``E ‖f(x_t, t, "a photo of a <v> cat") - target‖² + λ_μ (μ_v - μ_c)² + λ_s (σ²_v - σ²_c)²`` in all
+    three stages, with mean and variance of the attention to the word and to the noun behind it.
+
+    Departs from the paper: both are taken of one map a word, the mean over heads and layers, instead of layer by
+    layer; the authors' code adds rows of a batch up, here they are averaged, so the weights are the code's for
+    a batch of four.
+
+    >>> AttnDreamBooth(mean=1.0).mean
+    1.0
+    """
+
+    modifier: Literal["word", "rare", "text"] = "word"
+    """Always a learned word: its place among other words is what the first stage learns."""
+    word_steps: int | None = None
+    """Steps of the word alone; few, so that it does not take in the whole picture; chosen if left open."""
+    word_lr: float | None = None
+    """Learning rate of the word; chosen for the base if left open."""
+    attention_steps: int | None = None
+    """Steps of the attention that reads text; chosen for the base if left open."""
+    attention_lr: float | None = None
+    """Learning rate of the attention that reads text; chosen for the base if left open."""
+    mean: float = 8.0
+    """Weight of equal means in the second and third stage; a twentieth of it in the first."""
+    variance: float = 20.0
+    """Weight of equal variances in the second and third stage; none in the first."""
+
+    def __post_init__(self) -> None:
+        """Also refuse a modifier with nothing to learn.
+
+        Raises:
+            FromfewError: Naming the setting.
+        """
+        super().__post_init__()
+        if self.modifier != "word":
+            raise FromfewError("attn-dreambooth learns a word first: leave modifier at 'word'.")
+        if self.mean < 0 or self.variance < 0:
+            raise FromfewError(f"mean and variance are at least 0, not {self.mean} and {self.variance}.")
+
+    def refuse(self, bb: Backbone, refs: References | None) -> None:
+        """Also refuse photos without a noun.
+
+        Raises:
+            FromfewError: With the reason.
+        """
+        super().refuse(bb, refs)
+        if refs is not None and refs.noun is None:
+            raise FromfewError('attn-dreambooth compares the word with its noun: say what the photos show with --noun.')
+
+    def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
+        """The word, beginning as the noun, and a difference of every parameter, text attention apart."""
+        from fromfew.parts.full import FullDelta
+        from fromfew.ports.part import Parts
+
+        whole = FullDelta.of(bb, "denoiser").shapes()
+        reads = set(FullDelta.of(bb, *bb.select("text")).shapes())
+        return Parts(
+            word=self.word(bb, refs, rng, start=refs.noun or ""),
+            attention=FullDelta({path: shape for path, shape in whole.items() if path in reads}),
+            rest=FullDelta({path: shape for path, shape in whole.items() if path not in reads}),
+        )
+
+    def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
+        """The three, each with the attention term."""
+        from fromfew.fit import Stage
+        from fromfew.losses import alike, only
+
+        me = replace(self, captions=False)
+        words = (refs.placeholder, str(refs.noun).split()[0])
+        batches = me.with_prior(bb, refs, seed=seed)
+        for name, steps, train, share in (
+            ("word", self.word_steps, {parts.word: self.word_lr}, (0.05, 0.0)),
+            ("attention", self.attention_steps, {parts.attention: self.attention_lr}, (1.0, 1.0)),
+            ("whole", self.steps, {parts.attention: self.lr, parts.rest: self.lr}, (1.0, 1.0)),
+        ):
+            pull = alike(*words, mean=share[0] * self.mean, variance=share[1] * self.variance)
+            yield Stage(
+                steps or 1, batches, [*self.terms(), (1.0, only("photo", pull))],
+                {part: rate or 0.0 for part, rate in train.items()}, schedule=self.schedule or "constant",
+                record=words, name=name,
+            )  # fmt: skip

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from weight_makers import WEIGHTS
+from weight_makers import ONLY_WEIGHTS, WEIGHTS
+from word_makers import ONLY as ONLY_WORDS
+from word_makers import WORDS
 
 from fromfew.concept import kinds
 from fromfew.fit import generator
@@ -16,7 +18,6 @@ from fromfew.parts.reference_blocks import ReferenceBlocks
 from fromfew.parts.share import ShareFirst, adain
 from fromfew.parts.shared_norm import SharedNorm
 from fromfew.parts.still_first import StillFirst
-from fromfew.parts.word import Word
 from fromfew.testing.contract import check_part
 from fromfew.testing.tiny import tiny
 
@@ -48,7 +49,6 @@ def besides(bb):
 MAKERS = {
     "reference_blocks": blocks,
     "image_states": besides,
-    "word": lambda bb: Word.learned(bb, "<v>", "cat", 2, generator(0)),
     "full": lambda bb: FullDelta.of(bb, *bb.select("attention")),
     "low_rank": lambda bb: LowRank.of(bb.select("attention"), 2, 4.0, generator(0)),
     "image_stream": stream,
@@ -58,9 +58,10 @@ MAKERS = {
     "record": lambda bb: Record(("cat",)),
     "lead": lambda bb: Lead("a dog"),
     **WEIGHTS,
+    **WORDS,
 }
-ONLY = {"low_rank_conv": ("sd15",), "reference_blocks": ("sd15",)}  # needs blocks that read text apart
-QUIET = {"still_first", "record", "lead"}  # change no single prediction
+ONLY = {**ONLY_WEIGHTS, "reference_blocks": ("sd15",), **ONLY_WORDS}  # needs blocks that read text apart
+QUIET = {"box", "key_lock", "still_first", "record", "lead"}  # change no single prediction
 
 
 def test_every_part_is_checked():

@@ -71,7 +71,7 @@ def quick(method: Learner, bb: Backbone, folder: Path) -> Learner:
         if "population" in method.settings():
             given |= {"population": 6, "spread": 1.0}
         if "cycles" in method.settings():
-            given |= {"cycles": 2, "ladder": (1.0, 0.5), "checks": 2, "previews": 1, "initial": 2, "hidden": (8, 8)}
+            given |= {"cycles": 1, "ladder": (1.0, 0.5), "checks": 1, "previews": 1, "initial": 2, "hidden": (8, 8)}
         if "eye" in method.settings():
             given["eye"] = tiny_eye(folder / "eye")
         return replace(method, **given)

@@ -25,6 +25,7 @@ _EPILOG = """examples:
   fromfew bench --methods lora,textual-inversion --tasks world/objects --seeds 2
   fromfew bench --methods all --tasks world/objects,world/styles --seeds 3 --budget 60
   fromfew bench --methods lora --set lora.steps=40 --subjects 2 --prompts 3
+  fromfew bench --tasks world/pairs --methods lora,lora+weighted,lora+gradient-fusion@attention,lora@noise
   fromfew bench --tasks photos/dreambooth --data dreambooth/ --base MODEL --methods lora
   fromfew bench report benchmarks/objects
   fromfew bench tasks
@@ -36,7 +37,9 @@ Stopped at any moment, the same command goes on; several may work on one folder 
 def _parser() -> Parser:
     parser = Parser("bench", "Compare methods on the same subjects, prompts and seeds.", epilog=_EPILOG)
     add = parser.add_argument
-    add("--methods", default="all", help='names with commas, or "all" that suit the task; controls are always added')
+    add("--methods", default="all",
+        help='names with commas, or "all" that suit the task; controls are always added; for several things '
+        "METHOD+COMBINER, METHOD+joint and METHOD@REGIONS say how they come together")  # fmt: skip
     add("--base", default="world", help="world, a folder, a checkpoint, a hub id (default: world)")
     add("--tasks", default="world/objects", help="names with commas; `fromfew bench tasks` lists them")
     add("--data", type=Path, help="folder of the published photos, for tasks of photographs")
@@ -99,23 +102,25 @@ def _methods(asked: str, no_controls: bool) -> list[str]:
     Raises:
         FromfewError: One is unknown.
     """
+    from fromfew.bench.contestants import spelled
     from fromfew.registry import names
 
     known = names()
     wanted = known if asked == "all" else [word.lower().replace("_", "-") for word in _words(asked)]
     for name in wanted:
         if name not in known and name not in CONTROLS:
-            raise unknown("method", name, [*known, *CONTROLS])
+            spelled(name)
     return list(dict.fromkeys([*wanted, *(() if no_controls else CONTROLS)]))
 
 
 def _settings(given: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """``lora.steps=20`` to a method's settings.
+    """``lora.steps=20`` to a method's settings, however its things are joined then.
 
     Raises:
         FromfewError: It cannot be read, or the method does not take part.
     """
     found: dict[str, dict[str, Any]] = {}
+    methods = list(dict.fromkeys(learner_of(name) for name in methods))
     for text in given:
         place, equals, value = text.partition("=")
         method, dot, name = place.partition(".")
@@ -131,6 +136,15 @@ def _settings(given: Sequence[str], methods: Sequence[str]) -> dict[str, dict[st
     return found
 
 
+def learner_of(name: str) -> str:
+    """The method within a contestant's name.
+
+    >>> learner_of("lora+zip-lora@noise")
+    'lora'
+    """
+    return name.partition("@")[0].partition("+")[0]
+
+
 def _plan(
     found: argparse.Namespace, names: Sequence[str], methods: Sequence[str], settings: dict[str, dict[str, Any]]
 ) -> Plan:
@@ -144,7 +158,7 @@ def _plan(
         for problem in task.problems[:20]:
             remark(f"{task.name}: {problem}")
     options = {name: getattr(found, name) for name in ("steps", "guidance") if getattr(found, name) is not None}
-    who = [contestant(name, settings.get(name, {}), options) for name in methods]
+    who = [contestant(name, settings.get(learner_of(name), {}), options) for name in methods]
     suites = {name: _suite(name, found) for name in dict.fromkeys(task.suite for task in tasks)}
     bb: Backbone = open_base(found.base, found.device)
     return Plan(bb, tasks, who, range(found.seeds), suites, options)

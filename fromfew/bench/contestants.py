@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fromfew.bench.task import Single, Subject
-from fromfew.errors import FromfewError
+from fromfew.errors import FromfewError, unknown
 
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
     from fromfew.method import Learner
     from fromfew.references import References
 
-__all__ = ["CONTROLS", "PRIOR_FROM", "Contestant", "Control", "Drawing", "Ready", "contestant", "pictures_of"]
+__all__ = [
+    "CONTROLS", "PRIOR_FROM", "Contestant", "Control", "Drawing", "Ready", "contestant", "pictures_of", "spelled",
+]  # fmt: skip
 
 PRIOR_FROM = 10_000
 """Numbers of the pictures of the plain noun, away from those of the prompts."""
@@ -68,6 +72,11 @@ class Contestant(ABC):
     """Those that were given."""
 
     @property
+    def learner_name(self) -> str:
+        """Under which name what it learns is kept: contestants that learn alike share it."""
+        return self.name
+
+    @property
     def label(self) -> str:
         """Its name, with the settings that were given."""
         told = ", ".join(f"{key}={value}" for key, value in self.settings.items())
@@ -111,36 +120,55 @@ def _square(image: Any, side: int, how: Any) -> Any:
 
 
 class Drawer(Ready):
-    """Draws with concepts attached to a base; with none, it is the base."""
+    """Draws with concepts attached to a base; with none, it is the base.
 
-    def __init__(self, bb: Backbone, concepts: Sequence[Concept], options: Mapping[str, Any]) -> None:
-        self.bb, self.concepts, self.options = bb, list(concepts), dict(options)
+    Args:
+        bb: The base.
+        concepts: What is attached.
+        options: Of drawing.
+        regions: How things are kept in the regions that prompts give them (see `fromfew.make.make`); None for not
+            at all.
+    """
+
+    def __init__(
+        self, bb: Backbone, concepts: Sequence[Concept], options: Mapping[str, Any], regions: str | None = None
+    ) -> None:
+        self.bb, self.concepts, self.options, self.regions = bb, list(concepts), dict(options), regions
         self.bytes = sum(one.card.bytes for one in concepts)
         self.learned = sum(one.card.learned for one in concepts)
         self.seconds = sum(one.card.seconds for one in concepts)
         parts = [part for one in concepts for part in one.parts]
         self.together = any(getattr(part, "couples_images", False) for part in parts)
 
+    def words(self, one: Drawing) -> list[str]:
+        """What each of a subject's things is called; empty if any concept has no word."""
+        words = [word for concept in self.concepts for word in concept.answers]
+        if not words or any(not concept.answers for concept in self.concepts):
+            return []
+        pairs = zip(words, one.subject.nouns, strict=True)
+        return [word if noun == "style" else f"{word} {noun}" for word, noun in pairs]
+
     def prompt(self, one: Drawing) -> str:
         """With every concept's word, or in plain words for one that has none."""
-        asked, nouns = one.subject.prompts[one.prompt], one.subject.nouns
-        words = [concept.placeholder for concept in self.concepts]
-        if not words or None in words:
-            return asked.without(nouns)
-        if nouns == ("style",):
-            return asked.filled([str(word) for word in words])
-        return asked.filled([f"{word} {noun}" for word, noun in zip(words, nouns, strict=True)])
+        asked, words = one.subject.prompts[one.prompt], self.words(one)
+        return asked.filled(words) if words else asked.without(one.subject.nouns)
 
     def draw(self, wanted: Sequence[Drawing]) -> Tensor:
-        """Runs of following numbers, each in one call of `make`."""
-        return torch.cat([self._draw(run) for run in _runs(wanted)])
+        """Runs of following numbers, each in one call of `make`; each picture in its own where it has regions."""
+        runs = [[one] for one in wanted] if self.regions else _runs(wanted)
+        return torch.cat([self._draw(run) for run in runs])
 
     def _draw(self, run: Sequence[Drawing]) -> Tensor:
         from fromfew.make import make
 
         said = [self.prompt(one) for one in run]
         first = run[0]
-        return make(self.bb, said, self.concepts, seed=first.seed, first=first.number, **self.options).tensor
+        how: dict[str, Any] = {}
+        if self.regions:
+            regions = first.subject.prompts[first.prompt].regions(self.words(first))
+            how = {"regions": regions, "region_method": self.regions}
+        drawn = make(self.bb, said, self.concepts, seed=first.seed, first=first.number, **how, **self.options)
+        return drawn.tensor
 
     def prior(self, count: int, seed: int) -> Tensor | None:
         """What the plain noun has become."""
@@ -165,14 +193,28 @@ def _runs(wanted: Sequence[Drawing]) -> list[list[Drawing]]:
 
 
 class Method(Contestant):
-    """A method of the registry."""
+    """A method of the registry, and for several things how they come together.
+
+    Args:
+        name: ``METHOD[+JOIN][@REGIONS]``: how each thing is learned; a combiner that joins what was learned apart, or
+            "joint" to learn all things at once (attached side by side if left out); and a region method.
+        settings: Of the method.
+        options: Of drawing.
+    """
 
     def __init__(self, name: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        from fromfew.registry import find
+        from fromfew.registry import COMBINERS, find
 
+        self.method, self.join, self.regions = spelled(name)
         self.name, self.options = name, options
-        self.learner: Learner = find(name).of(settings)
+        self.learner: Learner = find(self.method).of(settings)
+        self.combiner = COMBINERS.find(self.join)() if self.join not in (None, "joint") else None
         self.settings = dict(settings)
+
+    @property
+    def learner_name(self) -> str:
+        """The method's own name: a thing learned apart serves every way of joining."""
+        return self.method
 
     def resolved(self, bb: Backbone) -> dict[str, Any]:
         """All settings, those left open filled in for the base."""
@@ -182,44 +224,133 @@ class Method(Contestant):
         """Its card and its needs decide."""
         card = self.learner.card()
         learns = card.get("learns", ("subject",))
-        why = [] if role in learns else [f"it learns {', '.join(learns)}, not {role}"]
+        wanted = dict.fromkeys(part.role or role for part in subject.parts)
+        why = [f"it learns {', '.join(learns)}, not {one}" for one in wanted if one not in learns]
         tiny = bb.name.removeprefix("tiny-")
         if bb.name.startswith("tiny-") and tiny not in card.get("backbones", ()):
             why.append(f"it does not work on {bb.name}")
+        if self.join == "joint" and not card.get("joint", False):
+            why.append("it learns one thing at a time")
+        if len(subject.parts) < 2 and (self.join or self.regions):
+            why.append("there is one thing only, so nothing to join or to keep apart")
+        if self.regions and any(part.role == "style" for part in subject.parts):
+            why.append("a style has no region")
         return why + self.learner.resolved(bb).needs(bb)
 
     def learn(
         self, bb: Backbone, subject: Subject, *, seed: int, folder: Path, watch: Watch | None
     ) -> Drawer:
-        """Every part apart; a concept that is in the folder already is loaded."""
+        """Every part apart (or all at once), then joined; a concept that is in the folder already is loaded."""
+        parts = list(enumerate(subject.parts))
+        if self.join == "joint":
+            refs = [self._refs(part, subject.placeholder(i)) for i, part in parts]
+            together = replace(refs[0], also=tuple(refs[1:]))
+            home = folder / f"{'-'.join(_file(part.name) for _, part in parts)}-joint-{seed}"
+            concept = self._learned(bb, self.learner, together, home, seed, watch)
+            return Drawer(bb, [concept], self.options, self.regions)
         concepts = [
-            self._one(bb, part, subject.placeholder(i), seed=seed, folder=folder, watch=watch)
-            for i, part in enumerate(subject.parts)
+            self._one(bb, part, i, len(parts), subject.placeholder(i), seed=seed, folder=folder, watch=watch)
+            for i, part in parts
         ]
-        return Drawer(bb, concepts, self.options)
+        if self.combiner is not None:
+            home = folder / f"{'-'.join(_file(part.name) for _, part in parts)}-{self.join}-{seed}"
+            concepts = [self._joined(bb, concepts, home, seed, watch)]
+        return Drawer(bb, concepts, self.options, self.regions)
 
     def _one(
-        self, bb: Backbone, part: Single, word: str, *, seed: int, folder: Path, watch: Watch | None
+        self, bb: Backbone, part: Single, nth: int, count: int, word: str, *, seed: int, folder: Path,
+        watch: Watch | None,
+    ) -> Concept:  # fmt: skip
+        """One thing; of several, each is spelled by another rare word where the method spells them so."""
+        from fromfew.parts.word import rare
+
+        learner: Any = self.learner
+        if nth and count > 1 and getattr(learner, "modifier", None) == "rare" and learner.text is None:
+            learner = replace(learner, text=rare(bb, nth))
+        home = folder / f"{_file(part.name)}{word.strip('<>')}-{seed}"
+        return self._learned(bb, learner, self._refs(part, word), home, seed, watch)
+
+    def _refs(self, part: Single, word: str) -> References:
+        """What people have: photos without masks, and no more than the method takes."""
+        refs = part.load(word)
+        most = self.learner.card()["photos"][1]
+        photos = tuple(replace(photo, mask=None) for photo in refs.photos)
+        return replace(refs, photos=photos[:most] if most else photos)
+
+    def _learned(
+        self, bb: Backbone, learner: Learner, refs: References, home: Path, seed: int, watch: Watch | None
     ) -> Concept:
         import shutil
-        from dataclasses import replace
 
         from fromfew.concept import Concept
 
-        home = folder / f"{_file(part.name)}{word.strip('<>')}-{seed}"
-        if (home / "concept.json").exists():
-            return Concept.load(home)
-        refs = part.load(word)
-        # Learners get what people have: photos without masks.
-        refs = replace(refs, photos=tuple(replace(photo, mask=None) for photo in refs.photos))
-        most = self.learner.card()["photos"][1]
-        given = replace(refs, photos=refs.photos[:most]) if most else None
-        work = home.with_name(f".{home.name}.work")
-        work.mkdir(parents=True, exist_ok=True)
-        concept = self.learner.learn(bb, given, seed=seed, watch=watch, work=work)
-        concept.save(home)
-        shutil.rmtree(work, ignore_errors=True)
-        return concept
+        with _alone(home):
+            if (home / "concept.json").exists():
+                return Concept.load(home)
+            given = refs if self.learner.card()["photos"][1] else None
+            work = home.with_name(f".{home.name}.work")
+            work.mkdir(parents=True, exist_ok=True)
+            concept = learner.learn(bb, given, seed=seed, watch=watch, work=work)
+            concept.save(home)
+            shutil.rmtree(work, ignore_errors=True)
+            return concept
+
+    def _joined(
+        self, bb: Backbone, concepts: Sequence[Concept], home: Path, seed: int, watch: Watch | None
+    ) -> Concept:
+        from fromfew.concept import Concept
+
+        assert self.combiner is not None
+        with _alone(home):
+            if (home / "concept.json").exists():
+                return Concept.load(home)
+            joined = self.combiner.combine(bb, concepts, seed=seed, watch=watch)
+            seconds = sum(one.card.seconds for one in concepts)  # learning counts whoever joins
+            joined = replace(joined, card=replace(joined.card, seconds=joined.card.seconds + seconds))
+            joined.save(home)
+            return joined
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Wait until no other process is at this concept: what is learned once serves several contestants."""
+    from fromfew.io.files import lock
+
+    while True:
+        holder = lock(home)
+        try:
+            holder.__enter__()
+        except FromfewError:
+            time.sleep(1)
+            continue
+        try:
+            yield
+        finally:
+            holder.__exit__(None, None, None)
+        return
+
+
+def spelled(name: str) -> tuple[str, str | None, str | None]:
+    """A contestant's name taken apart: method, how things are joined, and how they are kept in regions.
+
+    >>> spelled("lora+zip-lora@noise"), spelled("lora")
+    (('lora', 'zip-lora', 'noise'), ('lora', None, None))
+
+    Raises:
+        FromfewError: One of them does not exist.
+    """
+    from fromfew.regions import METHODS
+    from fromfew.registry import COMBINERS, names
+
+    left, _, regions = name.partition("@")
+    method, _, join = left.partition("+")
+    if method not in names():
+        raise unknown("method", method, [*names(), *CONTROLS])
+    if join and join != "joint" and join not in COMBINERS.names():
+        raise unknown("way of joining", join, ["joint", *COMBINERS.names()])
+    if regions and regions not in METHODS:
+        raise unknown("region method", regions, METHODS)
+    return method, join or None, regions or None
 
 
 class Control(Contestant):
@@ -315,7 +446,8 @@ def contestant(name: str, settings: Mapping[str, Any], options: Mapping[str, Any
     """A method or a control by name.
 
     Args:
-        name: of a method of the registry, or ``base``, ``paste``, ``real``.
+        name: of a method of the registry, with how several things are joined and kept in regions (see `Method`), or
+            ``base``, ``paste``, ``real``.
         settings: of the method.
         options: of drawing: guidance, steps, sampler.
 

@@ -42,7 +42,9 @@ class Cell:
     seed: int
     key: str
     shelf: str
-    """Folder of its pictures, and of the concept, under those of the run."""
+    """Folder of its pictures under those of the run."""
+    home: str
+    """Folder of the concept under those of the run; the same for all that learn alike."""
 
     @property
     def title(self) -> str:
@@ -86,10 +88,14 @@ class Plan:
             "prompts": [[prompt.say, prompt.plain] for prompt in subject.prompts],
             "options": dict(self.options),
         }
+        if getattr(one, "regions", None):
+            drawn["regions"] = [prompt.alone for prompt in subject.prompts]
         scored = {**drawn, "subject": subject.name, "seed": seed, "metrics": self.suites[task.suite].about()}
+        home = {**learned, "method": one.learner_name}
         shelf = f"{_file(one.name)}-{key_of(learned)[:6]}"
         where = f"{shelf}/{_file(task.name)}-{key_of(drawn)[:6]}/{_file(subject.name)}-{seed}"
-        return Cell(task, subject, one, seed, key_of({**scored, "schema": SCHEMA}), where)
+        own = f"{_file(one.learner_name)}-{key_of(home)[:6]}"
+        return Cell(task, subject, one, seed, key_of({**scored, "schema": SCHEMA}), where, own)
 
 
 @dataclass
@@ -208,7 +214,7 @@ def _about(plan: Plan, cell: Cell) -> dict[str, Any]:
 def _measured(plan: Plan, out: Path, cell: Cell, watch: Watch) -> dict[str, Any]:
     """Learn, draw, score."""
     meter, gallery = Meter(), Gallery(out / "pictures" / cell.shelf)
-    shelf = out / "concepts" / cell.shelf.partition("/")[0]
+    shelf = out / "concepts" / cell.home
     with meter.of("learn"):
         ready = cell.contestant.learn(plan.bb, cell.subject, seed=cell.seed, folder=shelf, watch=watch)
     meter.seconds["learn"] = round(max(meter.seconds["learn"], ready.seconds), 3)
@@ -268,7 +274,8 @@ def _prior(ready: Ready, cell: Cell, gallery: Gallery) -> Tensor | None:
 def _case(cell: Cell, images: Tensor) -> Case:
     """The pictures with everything they are compared with."""
     subject, side = cell.subject, images.shape[-1]
-    photos, masks = _joined([pictures_of(part.load("<v>"), side) for part in subject.parts])
+    sets = [pictures_of(part.load("<v>"), side) for part in subject.parts]
+    photos, masks = _joined(sets)
     helds = [pictures_of(part.held(), side) for part in subject.parts if part.held is not None]
     order = [one.prompt for one in cell.wanted()]
     said = [prompt.without(subject.nouns) for prompt in subject.prompts]
@@ -282,6 +289,7 @@ def _case(cell: Cell, images: Tensor) -> Case:
         held=_joined(helds)[0] if helds else None,
         wants=tuple(wants[i] for i in order) if asked else (),
         group=tuple(order),
+        things=tuple(images for images, _ in sets) if len(sets) > 1 else (),
         noun=subject.nouns[0],
         role=cell.task.role,
     )

@@ -29,6 +29,8 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "style-drawn": ("style", True),
     "colour-drawn": ("colour", True),
     "relation-drawn": ("relation", True),
+    "each-own": ("each like its own", True),
+    "bleeding": ("bleeding", False),
     "copy-rate": ("copied", False),
     "prior-drift": ("prior drift", False),
     "diversity": ("diversity", True),

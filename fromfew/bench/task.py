@@ -29,17 +29,31 @@ class Prompt:
     plain: str | None = None
     """The prompt without any subject, where leaving out its word is not enough (styles)."""
     want: Want = field(default_factory=Want)
+    alone: str | None = None
+    """What the region of one of several things shows, such as "a {} on the beach"; the thing alone if left out."""
 
     def filled(self, words: Sequence[str]) -> str:
         """The prompt with the subjects' words in."""
-        text = self.say
-        for i, word in enumerate(words):
-            text = text.replace("{" + str(i) + "}", word)
-        return text.replace("{}", words[0])
+        return _filled(self.say, words)
 
     def without(self, nouns: Sequence[str]) -> str:
         """The prompt in plain words: what the base is asked, and what text metrics read."""
-        return self.plain if self.plain is not None else plain_prompt(self.filled(nouns))
+        if self.plain is not None and "{" not in self.plain:
+            return self.plain
+        return plain_prompt(_filled(self.say if self.plain is None else self.plain, nouns))
+
+    def regions(self, words: Sequence[str]) -> dict[str, tuple[float, float, float, float]]:
+        """Where each of two things is to be: what its region shows, to its half of the picture."""
+        left, right, top, bottom = (0, 0, 0.5, 1), (0.5, 0, 1, 1), (0, 0, 1, 0.5), (0, 0.5, 1, 1)
+        halves = {"right": (right, left), "above": (top, bottom)}.get(str(self.want.relation), (left, right))
+        said = [(self.alone or "a {}").replace("{}", word) for word in words]
+        return dict(zip(said, halves, strict=True))
+
+
+def _filled(text: str, words: Sequence[str]) -> str:
+    for i, word in enumerate(words):
+        text = text.replace("{" + str(i) + "}", word)
+    return text.replace("{}", words[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +68,8 @@ class Single:
     """Photos of it that are not learned from."""
     truth: str | None = None
     """Its name in the world."""
+    role: str | None = None
+    """What is learned of it; the task's role if left out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +169,7 @@ def _world(about: Mapping[str, Any]) -> Task:
 
 def _world_single(name: str, photos: int) -> Single:
     from fromfew.world.cli import noun_of
+    from fromfew.world.vocabulary import HELD_OUT_STYLES
 
     def load(placeholder: str) -> References:
         from fromfew.world.reference import references
@@ -164,7 +181,8 @@ def _world_single(name: str, photos: int) -> Single:
 
         return references(name, n=photos, seed=1, masks=True)
 
-    return Single(name, noun_of(name), load, held, truth=name)
+    role = "style" if name in HELD_OUT_STYLES else None
+    return Single(name, noun_of(name), load, held, truth=name, role=role)
 
 
 def _world_prompt(one: Mapping[str, Any], parts: Sequence[Single], role: str) -> Prompt:
@@ -175,8 +193,8 @@ def _world_prompt(one: Mapping[str, Any], parts: Sequence[Single], role: str) ->
     elif role == "subject":
         asked["object"] = first
         if len(parts) > 1:
-            asked["second"] = parts[1].truth
-    return Prompt(one["say"], one.get("plain"), Want(**asked))
+            asked["style" if parts[1].role == "style" else "second"] = parts[1].truth
+    return Prompt(one["say"], one.get("plain"), Want(**asked), one.get("alone"))
 
 
 def slotted(text: str, noun: str) -> str:

@@ -33,6 +33,7 @@ _NOUNS = (
     "flower", "apple", "cake", "bread", "cup", "bottle", "chair", "table", "lamp", "clock", "book", "phone", "guitar",
     "shoe", "hat", "bag", "toy", "man", "woman", "child", "face", "beach", "city", "forest", "mountain", "sky", "room",
 )  # fmt: skip
+_AT_ONCE = 16
 _CAPTIONS = (
     "a photo of a {}", "a {} on the beach", "a small red {} in the snow", "a painting of a {} at night",
     "two old {} next to a blue box",
@@ -163,25 +164,25 @@ def _features(
     from fromfew.ports.part import Parts
 
     found: dict[str, list[Tensor]] = {module: [] for module in modules}
-    words = Parts(**kept([concept])) if concept is not None else Parts()
-    x = torch.zeros(1, *bb.latent_shape(), device=bb.device, dtype=bb.dtype)
-    with bb.attach(words):
-        for prompt in prompts:
-            text = bb.embed([prompt])
-            places = sorted({at for where in text.words[0].values() for at in where})
-            if concept is not None:
-                places = [at for at in places if at >= _begin(text.words[0], concept)]
-            else:
-                places = list(range(max(places) + 2))  # from the begin to the end token
+    own = Parts(**kept([concept])) if concept is not None else Parts()
+    with bb.attach(own):
+        for start in range(0, len(prompts), _AT_ONCE):
+            text = bb.embed(prompts[start : start + _AT_ONCE])
+            places = [_places(words, concept) for words in text.words]
 
-            def take(path: str, given: Tensor, at: list[int] = places) -> None:
-                found[path].append(given[0, at].double())
+            def take(path: str, given: Tensor, places: list[list[int]] = places) -> None:
+                found[path] += [rows[at].double() for rows, at in zip(given, places, strict=True)]
 
+            x = torch.zeros(len(text), *bb.latent_shape(), device=bb.device, dtype=bb.dtype)
             with listening(bb, modules, take):
-                bb.predict(x, torch.full((1,), 0.5, device=bb.device), text)
+                bb.predict(x, torch.full((len(text),), 0.5, device=bb.device), text)
     return {path: torch.cat(rows) for path, rows in found.items()}
 
 
-def _begin(words: Mapping[str, list[int]], concept: Concept) -> int:
-    """Where the concept's words begin."""
-    return min(at for word in concept.answers for at in words.get(concept.spelled(word), [0]))
+def _places(words: Mapping[str, list[int]], concept: Concept | None) -> list[int]:
+    """Positions of a concept's words, or of all tokens from the begin to the end of a plain caption."""
+    there = sorted({at for where in words.values() for at in where})
+    if concept is None:
+        return list(range(max(there) + 2))
+    begin = min(at for word in concept.answers for at in words.get(concept.spelled(word), [0]))
+    return [at for at in there if at >= begin]

@@ -50,6 +50,8 @@ class Case:
     """[K, 3, H, W]: photos of the same subject that were not learned from."""
     wants: tuple[Want, ...] = ()
     """Ground truth of each prompt, in the world; empty for photographs."""
+    things: tuple[Tensor, ...] = ()
+    """[R_i, 3, H, W] a thing: the photos of each, where several were learned; empty for one."""
     group: tuple[int, ...] = ()
     """Rows of one group were drawn from one prompt, with other noise."""
     noun: str | None = None

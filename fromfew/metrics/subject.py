@@ -9,7 +9,7 @@ from torch import Tensor
 from fromfew.metrics.base import Case, Metric
 from fromfew.metrics.networks import Sight, seen
 
-__all__ = ["ClipI", "CopyRate", "DinoI", "Diversity", "HeldOut", "MaskedSubject", "lpips"]
+__all__ = ["ClipI", "CopyRate", "DinoI", "Diversity", "Each", "HeldOut", "MaskedSubject", "lpips"]
 
 
 class _Looks(Metric):
@@ -72,6 +72,39 @@ class MaskedSubject(_Looks):
             inside = mask >= min(0.5, float(mask.max()))  # a tiny subject still has its best covered place
             values.append(torch.einsum("cp,bcq->bpq", grid[:, inside], drawn).amax(2).mean(1))
         return torch.stack(values).mean(0)
+
+
+class Each(_Looks):
+    """Is every one of two things, on its own side of the picture, like its own photos?
+
+    The mean over things of the mean cosine between a thing's side, enlarged to a picture, and its photos; with
+    ``other`` those of the other thing instead.
+    """
+
+    def __init__(self, sight: Sight, other: bool = False) -> None:
+        super().__init__(sight)
+        self.other, self.higher = other, not other  # type: ignore[misc]
+        self.name = "each-other" if other else "each-own"  # type: ignore[misc]
+        self.source = f"ours: a thing's side of the picture against {'the other' if other else 'its own'} photos"  # type: ignore[misc]
+
+    def __call__(self, case: Case) -> Tensor:
+        """[B] in [-1, 1]; NaN without two things and a relation. Of "and" the order that is more like counts."""
+        from fromfew.metrics.truth import squares
+
+        values = self._nothing(case)
+        if len(case.things) != 2:
+            return values
+        photos = [seen(case, self.sight, one) for one in case.things]
+        for i, want in enumerate(case.wants):
+            if not want.relation:
+                continue
+            looked = self.sight.see(squares(case.images[i], want.relation))
+            table = torch.stack([(looked @ one.T).mean(1) for one in photos])  # thing by side
+            straight, crossed = table.diagonal().mean(), table.flip(1).diagonal().mean()
+            if want.relation == "right" or (want.relation == "and" and crossed > straight):
+                straight, crossed = crossed, straight
+            values[i] = crossed if self.other else straight
+        return values
 
 
 def lpips(first: list[Tensor], second: list[Tensor], weights: list[Tensor] | None = None) -> Tensor:

@@ -79,11 +79,13 @@ def world() -> Suite:
 def world_of(pair: Reader, judge: Sight, face: Sight) -> Suite:
     """The world's metrics with given networks (a `WorldPair`, a `WorldJudge`, a `WorldFace`)."""
     from fromfew.metrics.networks import WorldJudge
+    from fromfew.metrics.subject import Each
     from fromfew.metrics.text import GroundingObjects
     from fromfew.metrics.truth import truths
 
     assert isinstance(judge, WorldJudge)
-    metrics = [*_common(pair, judge), GroundingObjects(judge), *truths(judge), *_faces(face)]
+    pairs = [Each(judge), Each(judge, other=True)]
+    metrics = [*_common(pair, judge), GroundingObjects(judge), *truths(judge), *pairs, *_faces(face)]
     return Suite("world", metrics, judge, pair, lambda x: judge.told(x)["object"])
 
 

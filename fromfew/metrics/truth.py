@@ -9,7 +9,7 @@ from torch import Tensor
 from fromfew.metrics.base import Case, Metric, Want
 from fromfew.metrics.networks import WorldJudge
 
-__all__ = ["Drawn", "Everything", "RelationFidelity", "sides", "squares", "truths"]
+__all__ = ["Bleeding", "Drawn", "Everything", "RelationFidelity", "sides", "squares", "truths"]
 
 _FACTORS = ("object", "second", "context", "style", "colour", "relation")
 
@@ -84,6 +84,25 @@ class RelationFidelity(_Judged):
         return values
 
 
+class Bleeding(_Judged):
+    """How much of each thing is seen on the other's side: the greater of the two probabilities there."""
+
+    name, source, higher = "bleeding", "ours: the world's judge, the other thing on a thing's side", False
+
+    def __call__(self, case: Case) -> Tensor:
+        """[B] in [0, 1]; NaN where there are no two things with a relation. Of "and" the better order counts."""
+        values = self._nothing(case)
+        for i, want in enumerate(case.wants):
+            if want.relation and want.second:
+                table = sides(self.judge, case.images[i], want)
+                table = table.flip(1) if want.relation == "right" else table
+                wrong = torch.maximum(table[0, 1], table[1, 0])
+                if want.relation == "and":
+                    wrong = torch.minimum(wrong, torch.maximum(table[0, 0], table[1, 1]))
+                values[i] = wrong
+        return values
+
+
 class Drawn(_Judged):
     """1 where one factor of the prompt was really drawn, 0 where not."""
 
@@ -153,4 +172,4 @@ class Everything(_Judged):
 
 def truths(judge: WorldJudge) -> list[Metric]:
     """One metric a factor, and all factors at once."""
-    return [*(Drawn(judge, factor) for factor in _FACTORS), Everything(judge), RelationFidelity(judge)]
+    return [*(Drawn(judge, factor) for factor in _FACTORS), Everything(judge), RelationFidelity(judge), Bleeding(judge)]

@@ -21,15 +21,25 @@ def test_settings_are_read_as_python_would_and_need_a_method_that_takes_part():
 def test_controls_always_take_part_unless_left_out():
     assert _methods("lora", False) == ["lora", "base", "paste", "real"]
     assert _methods("lora,base", True) == ["lora", "base"]
-    with pytest.raises(FromfewError, match="Did you mean 'lora'"):
-        _methods("loar", False)
+    with pytest.raises(FromfewError, match="Did you mean 'dreambooth'"):
+        _methods("dreamboth", False)
+
+
+def test_ways_of_joining_and_of_keeping_apart_are_part_of_a_name():
+    assert _methods("lora,lora+zip-lora,custom-diffusion+joint,lora@noise", True)[1:3] == [
+        "lora+zip-lora", "custom-diffusion+joint",
+    ]  # fmt: skip
+    assert _settings(["lora.steps=2"], ["lora+weighted@noise"]) == {"lora": {"steps": 2}}
+    for wrong, said in (("lora+zip", "way of joining"), ("lora@noises", "region method"), ("loar+joint", "lora")):
+        with pytest.raises(FromfewError, match=said):
+            _methods(wrong, True)
 
 
 def test_the_tasks_are_listed_with_their_licences(capsys):
     assert run(["tasks"]) == 0
     told = capsys.readouterr().out
     assert "world/objects v1" in told
-    assert told.count("licence:") == 14
+    assert told.count("licence:") == 15
 
 
 def test_a_folder_that_is_not_there_is_named():

@@ -34,8 +34,8 @@ def open_backbone(
     """Open a frozen model. Only safetensors are read, never a pickle, and never code from the model's folder.
 
     Args:
-        name: "world" (the model that comes with the package), "tiny-sd15" and its kin, a diffusers folder, a
-            single ``.safetensors`` checkpoint, or a hub id "owner/name".
+        name: "world" (the model that comes with the package), "tiny-sd15" and its kin, "sd15-shape" (no numbers,
+            for counting), a diffusers folder, a single ``.safetensors`` checkpoint, or a hub id "owner/name".
         device: Where to put it.
         dtype: Number format of its weights.
         revision: Commit, branch or tag of a hub id.
@@ -47,6 +47,8 @@ def open_backbone(
         FromfewError: If there is no such model, it cannot be had offline, or it holds what is never loaded.
     """
     backbone = _open(str(name), dtype, revision, variant, config)
+    if backbone.device.type == "meta":
+        return backbone
     return backbone.to(device, None if backbone.dtype == dtype else dtype)
 
 
@@ -59,6 +61,10 @@ def _open(
         if name[5:] not in TWINS:
             raise unknown("tiny backbone", name, [f"tiny-{one}" for one in TWINS])
         return assemble(name, *twin(name[5:]))
+    if name == "sd15-shape":
+        from fromfew.backbones.shapes import sd15
+
+        return sd15()
     if name == "world":
         if not (_WORLD / "model_index.json").is_file():
             raise FromfewError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from fromfew.errors import FromfewError
+
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
     from fromfew.method import Learner
@@ -52,7 +54,7 @@ def check_drawing(
 
 
 def memory_of(name: str, base: str) -> dict[str, str]:
-    """What learning with a method takes on a base at its usual batch and at batch 1, as lines for the reader.
+    """What a method adds to a base, and what learning takes at its usual batch and at batch 1, as lines for the reader.
 
     Raises:
         FromfewError: There is no such base.
@@ -63,8 +65,11 @@ def memory_of(name: str, base: str) -> dict[str, str]:
     from fromfew.world.reference import references
 
     kind, bb = find(name), open_backbone(base)
+    told = _kept(kind(), bb)
+    if bb.device.type == "meta":
+        return told
     free = available(bb.device)
-    told = {"free now": gigabytes(free) if free is not None else "unknown"}
+    told["free now"] = gigabytes(free) if free is not None else "unknown"
     if not issubclass(kind, Tuned):
         return told
     method, refs = kind(), references("raccoon", n=max(1, kind.card()["photos"][0]), masks=True)
@@ -75,3 +80,28 @@ def memory_of(name: str, base: str) -> dict[str, str]:
             f"{gigabytes(need.learned)}, a step {gigabytes(need.work)}"
         )  # fmt: skip
     return told
+
+
+def _kept(method: Learner, bb: Backbone) -> dict[str, str]:
+    """The size of one concept on a base, counted from shapes."""
+    from fromfew.memory import hollow
+    from fromfew.sizes import bytes_of, parts_on
+
+    try:
+        parts = parts_on(method, hollow(bb)[0])
+    except (FromfewError, NotImplementedError, RuntimeError, ValueError) as error:
+        return {"a concept": f"not known without learning one ({str(error).splitlines()[0][:100]})"}
+    size, numbers = bytes_of(parts), sum(value.numel() for value in parts.state_dict().values())
+    return {"a concept": f"{size:,} bytes ({_short(size)}) in {numbers:,} numbers"}
+
+
+def _short(size: int) -> str:
+    """Bytes as people say them: a thousand is a kilobyte.
+
+    >>> _short(3_188_736)
+    '3.19 MB'
+    """
+    for unit, worth in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= worth:
+            return f"{size / worth:.3g} {unit}"
+    return f"{size} bytes"

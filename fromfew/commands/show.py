@@ -67,7 +67,7 @@ def _method(name: str, as_json: bool, base: str | None) -> None:
     _pairs("settings", {f"{one.name}: {one.kind} = {told[one.name]}": one.about for one in settings})
     if memory is not None:
         say()
-        _pairs(f"memory on {base}", memory)
+        _pairs(f"on {base}", memory)
 
 
 def _picture(path: Path, as_json: bool) -> None:
@@ -82,6 +82,11 @@ def _picture(path: Path, as_json: bool) -> None:
     _pairs(str(path), {"prompt": recipe["prompts"][recipe["index"]], "concepts": ", ".join(concepts), **plain})
 
 
+def _base(name: str) -> str:
+    """Any base, or the shape of one."""
+    return name if name == "sd15-shape" else check_base(name)
+
+
 def run(argv: Sequence[str]) -> int:
     """Show one thing.
 
@@ -92,7 +97,8 @@ def run(argv: Sequence[str]) -> int:
 
     parser = Parser("show", "Show a concept, a method, or how a picture was made.")
     parser.add_argument("what", metavar="CONCEPT|METHOD|PICTURE", help="a concept's folder, a method's name, a PNG")
-    parser.add_argument("--base", type=check_base, help="for a method: also tell the memory it needs on this base")
+    parser.add_argument("--base", type=_base, help="for a method: also tell what a concept adds to this base, and the "
+                        "memory it needs; sd15-shape is Stable Diffusion 1.5 without weights")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="as JSON")
     found = parser.read(argv)
     path = Path(found.what)

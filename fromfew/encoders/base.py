@@ -35,7 +35,7 @@ def open_eye(name: str, *, device: str = "cpu") -> Eye:
     """An image encoder by name.
 
     Args:
-        name: ``"world"`` (comes with fromfew); a folder with a CLIP image tower; or one's hub id, with the folder
+        name: ``"world"`` (comes with fromfew); ``"shape"`` (sees nothing, see `fromfew.sizes`); a folder with a CLIP image tower; or one's hub id, with the folder
             inside the repository behind a colon where it has one.
         device: Where it runs.
 
@@ -46,6 +46,10 @@ def open_eye(name: str, *, device: str = "cpu") -> Eye:
         from fromfew.encoders.world import WorldEye
 
         return WorldEye(device=device)
+    if name == "shape":
+        from fromfew.encoders.shape import ShapeEye
+
+        return ShapeEye()
     from fromfew.encoders.clip import ClipEye
 
     return ClipEye(name, device=device)

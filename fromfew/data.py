@@ -45,6 +45,7 @@ class Batch:
         numbers: Number of every row's photo, None for rows of no photo; None for sources that do not count.
         regions: For every row, the mask [1, H, W] of each thing that its prompt names; None without such masks.
         taught: For every row, whether the model is to say what the untouched base says about it.
+        nouns: The plain noun of what every row shows, None for rows without; None for sources that do not tell.
     """
 
     images: Tensor
@@ -57,6 +58,7 @@ class Batch:
     numbers: Sequence[int | None] | None = None
     regions: Sequence[Mapping[str, Tensor]] | None = None
     taught: Sequence[bool] | None = None
+    nouns: Sequence[str | None] | None = None
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -237,7 +239,7 @@ def joined(*sources: Source) -> Source:
             [c for part in parts for c in part.captions], [of for part in parts for of in part.of],
             [key for part in parts for key in part.keys], shown, whole([part.frames for part in parts]),
             each([p.numbers for p in parts], None), each([p.regions for p in parts], {}),
-            each([p.taught for p in parts], False),
+            each([p.taught for p in parts], False), each([p.nouns for p in parts], None),
         )  # fmt: skip
 
     return source

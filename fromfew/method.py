@@ -1,4 +1,7 @@
-"""Method: frozen settings and what to do with them; three kinds: tuned, encoded and free."""
+"""Method: frozen settings and what to do with them; three kinds: tuned, encoded and free.
+
+Encoded methods are `Pretrained`; a tuned one may be so as well, and then tunes from what its modules read.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from fromfew.ports.part import Parts
     from fromfew.references import References
 
-__all__ = ["Encoded", "Free", "Learner", "Tuned", "cards", "find", "names"]
+__all__ = ["Encoded", "Free", "Learner", "Pretrained", "Tuned", "cards", "find", "names"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,19 +325,15 @@ class Tuned(Learner):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoded(Learner):
-    """A pre-trained adapter: one forward pass reads the photos."""
+class Pretrained(Learner):
+    """Has modules that were trained beforehand, on pictures of many things; photos are read by them."""
 
     weights: str | None = None
-    """File of the adapter's weights; those that come with fromfew for this base if left open."""
+    """File of the pre-trained weights; those that come with fromfew for this base if left open."""
 
     @abstractmethod
     def modules(self, bb: Backbone) -> nn.Module:
         """What pre-training trains and weights fill."""
-
-    @abstractmethod
-    def read(self, bb: Backbone, refs: References, modules: nn.Module) -> Parts:
-        """The photos, read."""
 
     @abstractmethod
     def pretrain(self, bb: Backbone, modules: nn.Module, batches: Source, *, steps: int, lr: float) -> Stage:
@@ -361,7 +360,7 @@ class Encoded(Learner):
             return self.modules(bb)
 
     def filled(self, bb: Backbone) -> nn.Module:
-        """The modules with their weights.
+        """The modules with their weights; on a base without numbers, without.
 
         Raises:
             FromfewError: If the file belongs to another base or other settings.
@@ -369,12 +368,23 @@ class Encoded(Learner):
         from fromfew.io.tensors import read_tensors
 
         modules = self.fresh(bb)
+        if bb.device.type == "meta":
+            return modules.eval()
         tensors = read_tensors(self.file(bb))
         wanted = {name: tuple(value.shape) for name, value in modules.state_dict().items()}
         if wanted != {name: tuple(value.shape) for name, value in tensors.items()}:
             raise FromfewError(f"The weights at '{self.file(bb)}' do not fit '{bb.name}' and these settings.")
         modules.load_state_dict(tensors)
         return modules.requires_grad_(False).eval().to(bb.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded(Pretrained):
+    """A pre-trained adapter: one forward pass reads the photos."""
+
+    @abstractmethod
+    def read(self, bb: Backbone, refs: References, modules: nn.Module) -> Parts:
+        """The photos, read."""
 
     def learn(
         self,

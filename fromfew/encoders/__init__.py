@@ -1,5 +1,5 @@
 """Frozen image encoders: pictures to features, one interface for all."""
 
-from fromfew.encoders.base import Eye, open_eye, squares
+from fromfew.encoders.base import Eye, look_at, open_eye, squares
 
-__all__ = ["Eye", "open_eye", "squares"]
+__all__ = ["Eye", "look_at", "open_eye", "squares"]

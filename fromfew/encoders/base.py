@@ -10,7 +10,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fromfew.references import References
 
-__all__ = ["Eye", "open_eye", "squares"]
+__all__ = ["Eye", "look_at", "open_eye", "squares"]
 
 
 class Eye(ABC):
@@ -35,8 +35,8 @@ def open_eye(name: str, *, device: str = "cpu") -> Eye:
     """An image encoder by name.
 
     Args:
-        name: ``"world"`` (comes with fromfew); ``"shape"`` (sees nothing, see `fromfew.sizes`); a folder with a CLIP image tower; or one's hub id, with the folder
-            inside the repository behind a colon where it has one.
+        name: ``"world"`` (comes with fromfew); ``"shape"`` (sees nothing, see `fromfew.sizes`); a folder with a CLIP
+            image tower; or one's hub id, with the folder inside the repository behind a colon where it has one.
         device: Where it runs.
 
     Raises:
@@ -69,3 +69,12 @@ def squares(refs: References, size: int) -> Tensor:
         shown = photo.image if photo.mask is None else Image.composite(photo.image, grey, photo.mask)
         seen.append(picture_tensor(fit(shown, (size, size))))
     return torch.stack(seen)
+
+
+def look_at(name: str | None, images: Tensor, device: object, *, patches: bool = False) -> Tensor:
+    """What an eye, by its name, sees of pictures, without gradients: pooled, or of every patch."""
+    import torch
+
+    eye = open_eye(str(name), device=str(device))
+    with torch.no_grad():
+        return (eye.patches if patches else eye.pooled)(images.to(device))  # type: ignore[call-overload]

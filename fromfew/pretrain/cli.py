@@ -12,6 +12,13 @@ DEFAULT = Path("runs/pretrain")
 """Where states are kept unless ``--out`` says otherwise."""
 
 
+def adapters() -> list[str]:
+    """Methods that are trained beforehand, from their cards, without torch."""
+    from fromfew.registry import cards
+
+    return [name for name, card in cards().items() if card.get("needs_weights")]
+
+
 def parser() -> argparse.ArgumentParser:
     """The options; nothing heavy is imported for them."""
     p = argparse.ArgumentParser(
@@ -19,8 +26,9 @@ def parser() -> argparse.ArgumentParser:
         description="Train the embedded base model and its evaluators, stage by stage. Every stage saves its state "
         "each minute and goes on from there with the same bits when it is started again.",
     )
-    p.add_argument("stage", choices=(*ORDER, "ship", "report"), help="what to train; 'ship' writes the weights into "
-                   "the package, 'report' measures the shipped base")  # fmt: skip
+    stages = (*dict.fromkeys((*ORDER, *adapters())), "ship", "report")
+    p.add_argument("stage", choices=stages, help="what to train; 'ship' writes the weights into the package, 'report' "
+                   "measures the shipped base")  # fmt: skip
     p.add_argument("--out", type=Path, default=DEFAULT, help="folder of scenes, latents and states")
     p.add_argument("--steps", type=int, help="optimiser steps in all (default: the stage's own)")
     p.add_argument("--until", type=int, help="stop at this step; a later call goes on")
@@ -29,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lr", type=float, help="learning rate (default: the stage's own)")
     p.add_argument("--amp", action="store_true", help="bfloat16 autocast, for GPUs")
     p.add_argument("--start", help="denoiser: begin from the weights of this base ('world' or a diffusers folder)")
+    p.add_argument("--plain-first", type=int, help="denoiser: steps at the start with one plain named thing a scene")
     p.add_argument("--workers", type=int, default=1, help="processes that draw the scenes beforehand")
     p.add_argument("--threads", type=int, default=2, help="CPU threads; the bits depend on it")
     p.add_argument(
@@ -52,10 +61,12 @@ def run(argv: Sequence[str]) -> int:
 
         sys.stdout.write(report(args.out / "report", n=args.n))
         return 0
-    if args.stage == "ip-adapter":
-        from fromfew.pretrain.adapter import STEPS, train_adapter
+    if args.stage in adapters():
+        from fromfew.pretrain.adapter import train_adapter
 
-        train_adapter(args.out, steps=args.steps or STEPS, device=args.device)
+        train_adapter(
+            args.out, args.stage, steps=args.steps, device=args.device, batch=args.batch, lr=args.lr, until=args.until
+        )
         return 0
     train(args)
     return 0
@@ -71,6 +82,10 @@ def _adjust(stage: Any, args: argparse.Namespace) -> None:
     for name, value in given.items():
         if value is not None:
             setattr(stage, name, value)
+    if args.plain_first is not None:
+        if args.stage != "denoiser":
+            raise FromfewError(f"--plain-first is for the denoiser, not for '{args.stage}'")
+        stage.plain_first = args.plain_first
     if args.workers > 1 and hasattr(stage, "scenes"):
         stage.scenes.prepare(args.workers)
 

@@ -1,4 +1,10 @@
-"""check_method and check_part: what methods and parts promise, checked on one backbone, offline."""
+"""check_method and check_part: what methods and parts promise, checked on one backbone, offline.
+
+``fromfew check METHOD`` runs every check on every tiny model that the method's card names. The test suite does so on
+the first of them; on the others it leaves out what cannot depend on the base (`ON_EVERY_BASE` in `checks.py` lists what
+it does not): settings and card, the same bits from the same seed and after a kill, files, several subjects, and that
+nothing is printed or written. Learning is what costs time: what one check has learned the others look at (`Bench.once`).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,15 +22,17 @@ from torch import Tensor
 from fromfew.backbones.base import Backbone
 from fromfew.concept import Concept
 from fromfew.make import make
-from fromfew.method import Encoded, Learner, Tuned
+from fromfew.method import Learner, Pretrained, Tuned
 from fromfew.ports.part import Part, Parts
 from fromfew.references import References
 from fromfew.rows import Rows
 from fromfew.testing.eye import tiny_eye
 
-__all__ = ["Bench", "Report", "check_method", "check_part", "few_photos", "predict", "quick"]
+__all__ = ["PROMPT", "SHOWN", "Bench", "Report", "check_method", "check_part", "few_photos", "predict", "quick"]
 
+T = TypeVar("T")
 PROMPT = "a <v> cat"
+SHOWN = [PROMPT, "a <v> dog", "a <v> lamp"]
 
 
 @dataclass
@@ -74,13 +82,13 @@ def quick(method: Learner, bb: Backbone, folder: Path) -> Learner:
             given |= {"cycles": 1, "ladder": (1.0, 0.5), "checks": 1, "previews": 1, "initial": 2, "hidden": (8, 8)}
         if "eye" in method.settings():
             given["eye"] = tiny_eye(folder / "eye")
-        return replace(method, **given)
-    if isinstance(method, Encoded):
+        method = replace(method, **given)
+    if isinstance(method, Pretrained):
         return _with_weights(method, bb, folder)
     return method
 
 
-def _with_weights(method: Encoded, bb: Backbone, folder: Path) -> Encoded:
+def _with_weights(method: Pretrained, bb: Backbone, folder: Path) -> Pretrained:
     from fromfew.data import photo_batches
     from fromfew.fit import fit, generator
     from fromfew.io.tensors import write_tensors
@@ -117,7 +125,13 @@ class Bench:
         most = self.method.card()["photos"][1]
         self.masks = bool(method.card().get("masks", False))
         self.refs = few_photos(min(3, most), masks=self.masks)
-        self._learned: dict[int, Concept] = {}
+        self._known: dict[str, Any] = {}
+
+    def once(self, what: str, call: Callable[[], T]) -> T:
+        """What a call gives; it is called once, however many checks ask."""
+        if what not in self._known:
+            self._known[what] = call()
+        return self._known[what]
 
     def learn(self, seed: int = 0, **how: Any) -> Concept:
         """A concept learned anew."""
@@ -126,9 +140,12 @@ class Bench:
     @property
     def concept(self) -> Concept:
         """The concept of seed 0, learned once."""
-        if 0 not in self._learned:
-            self._learned[0] = self.learn()
-        return self._learned[0]
+        return self.once("concept", self.learn)
+
+    @property
+    def shown(self) -> Tensor:
+        """What it draws of `SHOWN`, drawn once."""
+        return self.once("shown", lambda: self.make(SHOWN, self.concept))
 
     def make(self, prompts: list[str], concepts: Any = (), **how: Any) -> Tensor:
         """Latents of small quick pictures; latents, since decoding rounds nothing but costs time."""

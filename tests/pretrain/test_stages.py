@@ -120,7 +120,8 @@ def test_an_autoencoder_learns_on_its_own_scenes(few, tmp_path):
 
 
 def test_pairs_show_one_thing_in_two_places_and_name_only_its_category():
-    shown, target, caption = pair(np.random.default_rng(4))
+    shown, target, caption, noun = pair(np.random.default_rng(4))
+    assert noun in caption
     assert shown.shape == target.shape == (128, 128, 3)
     assert not np.array_equal(shown, target)
     assert any(f" {category}" in f" {caption}" for category in set(CATEGORY.values()))

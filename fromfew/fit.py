@@ -94,6 +94,8 @@ class Stage:
         attach: Parts built anew for every batch, such as a stream that holds each row's picture.
         record: Words whose attention is recorded for the terms.
         record_side: Take the maps from the sites whose grids are nearest to so many tokens a side; all if None.
+        offset: Strength of a further noise that is the same all over a picture, one number a channel; learns of light
+            and dark, which noise of every place apart hardly touches.
         optimiser: AdamW, or plain gradient descent, whose steps add up to a sum of gradients.
         search: Takes no gradients at all but tries points of this space; learning rates then mean nothing, and a step
             is a generation.
@@ -113,6 +115,7 @@ class Stage:
     attach: Callable[[Batch, Generator], Parts] | None = None
     record: tuple[str, ...] = ()
     record_side: int | None = None
+    offset: float = 0.0
     optimiser: Literal["adamw", "sgd"] = "adamw"
     search: Search | None = None
     after: Callable[[Step], object] | None = None
@@ -329,6 +332,8 @@ class _Loop:
         batch = self.stage.batches(rng)
         x0 = self._encode(batch)
         noise = torch.randn(x0.shape, generator=rng).to(x0)
+        if self.stage.offset:
+            noise = noise + self.stage.offset * torch.randn((*x0.shape[:2], 1, 1), generator=rng).to(x0)
         draw = self.stage.times or self.bb.path.draw
         t = draw(len(x0), rng).to(x0.device)
         extra = self.stage.attach(batch, rng) if self.stage.attach else Parts()

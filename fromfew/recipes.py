@@ -94,6 +94,11 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "detex": {
             "steps": 500, "batch": 4, "lr": 8e-5, "word_lr": 8e-5, "schedule": "constant", "class_images": 200,
         },
+        "cones2": {"steps": 4000, "batch": 1, "lr": 5e-6, "schedule": "constant", "class_images": 100},
+        "mix-of-show": {
+            "steps": 1000, "batch": 2, "lr": 1e-4, "word_lr": 1e-3, "encoder_lr": 1e-5, "schedule": "linear",
+            "class_images": 100, "rank": 4, "norm_stop": 1.43,
+        },
         "ip-adapter": {"eye": "h94/IP-Adapter:models/image_encoder", "tokens": 4, "plus": False},
     },
     "world": {
@@ -171,6 +176,11 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "detex": {
             "steps": 250, "batch": 4, "lr": 3e-3, "word_lr": 3e-2, "schedule": "cosine", "class_images": 8,
+        },
+        "cones2": {"steps": 400, "batch": 4, "lr": 5e-4, "schedule": "cosine", "class_images": 8},
+        "mix-of-show": {
+            "steps": 400, "batch": 4, "lr": 5e-3, "word_lr": 3e-2, "encoder_lr": 2e-3, "schedule": "cosine",
+            "class_images": 8, "rank": 16, "norm_stop": 0.0,
         },
         "ip-adapter": {"eye": "world", "tokens": 8, "plus": True},
     },

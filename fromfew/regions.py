@@ -307,9 +307,13 @@ def _layout(
     """
     from fromfew.concept import Concept
     from fromfew.parts.layout import Layout
+    from fromfew.ports.text import WordPart
 
     spelled = {word: one.spelled(word) for one, _ in pairs if isinstance(one, Concept) for word in one.answers}
     tokenizer = next(iter(bb.text_encoders.values())).tokenizer
+    # A word without tokens of its own stands on its noun's first one.
+    words = [part for one, _ in pairs for part in getattr(one, "parts", ()) if isinstance(part, WordPart)]
+    on_noun = {part.placeholder for part in words if part.alias is None and not part.carriers(tokenizer)}
     masks: dict[str, Tensor] = {}
     nouns = []
     for region in _alike(regions):
@@ -322,7 +326,8 @@ def _layout(
                 )
             masks[name] = region.mask
             noun = answers.get(word)
-            nouns.append(len(tokenizer(noun, add_special_tokens=False).input_ids) if noun else 0)
+            behind = len(tokenizer(noun, add_special_tokens=False).input_ids) if noun else 0
+            nouns.append(max(0, behind - 1) if word in on_noun else behind)
     return Layout.of(masks, nouns)
 
 

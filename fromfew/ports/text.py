@@ -45,7 +45,7 @@ class WordPart(Part):
 
     @abstractmethod
     def carriers(self, tokenizer: Any) -> list[int]:
-        """Ordinary ids that hold the word's place."""
+        """Ordinary ids that hold the word's place; none if its place is that of the token behind it."""
 
     @abstractmethod
     def written(self, key: str, base: Tensor, strength: float) -> Tensor | None:
@@ -238,7 +238,8 @@ def _tokens(
     for piece in pieces:
         if piece in learned:
             new = learned[piece].carriers(tokenizer)
-            where.setdefault(piece, []).extend(range(len(ids), len(ids) + len(new)))
+            # A word without tokens of its own stands where the token behind it stands.
+            where.setdefault(piece, []).extend(range(len(ids), len(ids) + max(1, len(new))))
         elif piece.strip() or len(pieces) == 1:
             new = _plain(tokenizer, piece, len(ids), where, {word.placeholder for word, _ in words})
         else:

@@ -1,0 +1,146 @@
+"""Mix-of-Show: a pair of words for every layer, and thin changes of attention (ED-LoRA)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from fromfew.errors import FromfewError
+from fromfew.method import Tuned
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from fromfew.backbones.base import Backbone
+    from fromfew.backbones.text import TextEncoder
+    from fromfew.data import Batch
+    from fromfew.fit import Stage, Term
+    from fromfew.parts.word_table import WordTable
+    from fromfew.ports.part import Parts
+    from fromfew.references import References
+
+CARD = {
+    "title": "Mix-of-Show: Decentralized Low-Rank Adaptation for Multi-Concept Customization of Diffusion Models",
+    "arxiv": "2305.18292",
+    "year": 2023,
+    "learns": ("subject", "face", "style"),
+    "photos": (1, 30),
+    "kind": "tuned",
+    "ports": ("text", "linear"),
+    "backbones": ("sd15", "sd21", "sdxl"),
+    "adds": "the words of every layer, and rank · (in + out) numbers a map of attention: a few megabytes",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixOfShow(Tuned):
+    """Learn a subject as two words per cross-attention layer and thin changes of all attention and the text encoders.
+
+    Minimises ``E Σ m e² / Σ m + attention Σ_places (1 - m) A / Σ A`` for the words' vectors, one of which begins as the
+    noun and the others at random, and for ``B A`` beside every map of attention: the words hold what a thing looks like
+    within the base's own domain, the maps what lies outside it, so that concepts learned apart can be fused
+    (`gradient-fusion`) and kept in regions.
+
+    Departs from the paper: the noun follows the words unless ``noun`` is off, captions are templates where photos have
+    none, and attention outside the mask is one share for both words.
+
+    >>> MixOfShow(rank=8).rank
+    8
+    """
+
+    modifier: Literal["word", "rare", "text"] = "word"
+    """Always learned words."""
+    vectors: int = 2
+    """Words per layer; the last begins as the noun, those before it at random."""
+    rank: int | None = None
+    """Width of the thin changes; chosen for the base if left open."""
+    word_lr: float | None = None
+    """Learning rate of the words; chosen for the base if left open."""
+    encoder_lr: float | None = None
+    """Learning rate of the text encoders' thin changes; chosen for the base if left open."""
+    norm_stop: float | None = None
+    """The words stop learning once they are so many times as long as the base's own; 0 never; chosen if left open."""
+    attention: float = 0.01
+    """Weight of keeping attention to the words inside the masks of photos that have one."""
+    noise_offset: float = 0.01
+    """Strength of a noise that is the same all over a picture."""
+
+    def __post_init__(self) -> None:
+        """Also refuse what cannot be meant."""
+        super().__post_init__()
+        if self.modifier != "word":
+            raise FromfewError("mix-of-show learns words: leave modifier at 'word'.")
+        if not 1 <= self.vectors <= 16:
+            raise FromfewError(f"vectors is 1 to 16, not {self.vectors}.")
+        if self.rank is not None and not 1 <= self.rank <= 1024:
+            raise FromfewError(f"rank is 1 to 1024, not {self.rank}.")
+        if self.attention < 0 or self.noise_offset < 0 or (self.norm_stop or 0) < 0:
+            raise FromfewError("attention, noise_offset and norm_stop must not be below 0.")
+
+    def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
+        """The words of every layer, and thin changes of the denoiser's and the encoders' attention."""
+        import torch
+
+        from fromfew.parts.low_rank import LowRank
+        from fromfew.parts.word_table import WordTable
+        from fromfew.ports.part import Parts
+
+        word = self.word(bb, refs, rng, count=self.vectors, start=refs.noun or "")
+        with torch.no_grad():
+            for key, encoder in bb.text_encoders.items():
+                table = _table(encoder)
+                first = torch.randn(self.vectors - 1, table.shape[1], generator=rng) * table.std()
+                noun = encoder.tokenizer(word.start, add_special_tokens=False).input_ids[0]
+                word.vectors[key].copy_(torch.cat([first, table[noun][None]]))
+        rank = self.rank or 4
+        return Parts(
+            word=WordTable.of(bb, word, "layer"),
+            denoiser=LowRank.of(bb.select("attention"), rank, float(rank), rng),
+            encoder=LowRank.of(bb.select("encoder.attention"), rank, float(rank), rng),
+        )
+
+    def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
+        """One stage; words, denoiser and encoders at rates of their own."""
+        from fromfew.fit import Stage
+        from fromfew.losses import focused, only
+        from fromfew.ports.part import Parts
+
+        seen = self.attention > 0 and self.masked and any(photo.mask is not None for photo in refs.photos)
+        maps: list[tuple[float, Term]] = [(self.attention, only("photo", focused(refs.placeholder)))] if seen else []
+        longest = {key: float(self.norm_stop or 0) * _length(bb, key) for key in bb.text_encoders}
+
+        def attach(batch: Batch, rng: Generator) -> Parts:
+            # Asked before every step, from the numbers alone: a resumed run stops where an uninterrupted one does.
+            parts.word.requires_grad_(not _long(parts.word, longest))
+            return Parts()
+
+        yield Stage(
+            steps=self.steps or 1,
+            batches=self.with_prior(bb, refs, seed=seed),
+            terms=[*self.terms(), *maps],
+            train={
+                parts.word: self.word_lr or 0.0,
+                parts.denoiser: self.lr or 0.0,
+                parts.encoder: self.encoder_lr or 0.0,
+            },
+            schedule=self.schedule or "constant",
+            record=(refs.placeholder,) if seen else (),
+            attach=attach if self.norm_stop else None,
+            offset=self.noise_offset,
+        )
+
+
+def _length(bb: Backbone, key: str) -> float:
+    """Mean length of the vectors that a base has for words."""
+    return float(_table(bb.text_encoders[key]).norm(dim=1).mean())
+
+
+def _table(encoder: TextEncoder) -> Tensor:
+    table = cast(Any, encoder.embedding).weight
+    return cast("Tensor", table.detach().float().cpu())
+
+
+def _long(word: WordTable, longest: dict[str, float]) -> bool:
+    """Whether the words' mean length has reached its bound in every encoder."""
+    return all(float(word.vectors[key].detach().norm(dim=-1).mean()) >= bound for key, bound in longest.items())

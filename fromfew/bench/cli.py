@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,7 @@ def _parser() -> Parser:
     add("--images", type=whole(1, 100), help="pictures a prompt (default: the task's)")
     add("--no-controls", action="store_true", help="leave out base, paste and real")
     add("--retry", action="store_true", help="do failed cells once more")
+    add("--ray", metavar="ADDRESS", help='cells go to Ray: "auto" (a cluster here, or one begun here), or an address')
     add("--device", default="auto", help="cpu, cuda or auto (default: auto)")
     add("--clip", default="openai/clip-vit-base-patch32", help="CLIP for photographs: a folder or a stored hub id")
     add("--dino", default="facebook/dino-vits16", help="DINO for photographs: a folder or a stored hub id")
@@ -79,17 +81,23 @@ def run(argv: Sequence[str]) -> int:
     settings = _settings(found.set, methods)
     names = _words(found.tasks)
     out = found.out or Path("benchmarks") / names[0].rpartition("/")[2]
-    _tell(found, out, _carry_out(found, out, lambda: _plan(found, names, methods, settings)), argv)
+    _tell(found, out, _carry_out(found, out, partial(_plan, found, names, methods, settings)), argv)
     return 0
 
 
 def _carry_out(found: argparse.Namespace, out: Path, build: Callable[[], Plan]) -> Summary:
-    """Run the plan with a progress bar."""
+    """Here or through Ray, with a progress bar."""
+    how: dict[str, Any] = {"budget": found.budget, "retry": found.retry}
+    if found.ray:
+        from fromfew.bench.cluster import over
+
+        with progress("bench") as watch:
+            return over(build, out, address=found.ray, gpu=found.device != "cpu", watch=watch, **how)
     from fromfew.bench.run import bench
 
     plan = build()
     with progress("bench") as watch:
-        return bench(plan, out, budget=found.budget, retry=found.retry, watch=watch)
+        return bench(plan, out, watch=watch, **how)
 
 
 def _words(text: str) -> list[str]:

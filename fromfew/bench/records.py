@@ -16,7 +16,7 @@ from fromfew.io.files import lock
 __all__ = ["IGNORED", "append", "claimed", "current", "key_of", "prepare", "read"]
 
 FILE = "records.jsonl"
-IGNORED = ("pictures/", "concepts/", "claims/", "report.html")
+IGNORED = ("pictures/", "concepts/", "claims/", "report.html", "records.parquet")
 """What a folder's own .gitignore leaves out: bulky, or drawn again from the rest."""
 
 

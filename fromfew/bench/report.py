@@ -8,10 +8,12 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from fromfew.bench.charts import scatter
+from fromfew.bench.parquet import FILE, packed
 from fromfew.bench.records import current, read
 from fromfew.bench.tables import COLUMNS, CONTROL_NAMES, Row, breakdown, leaderboard, published
 from fromfew.errors import FromfewError
@@ -43,10 +45,13 @@ class Written:
     markdown: Path
     csv: Path
     sheet: Path | None
+    parquet: Path | None
 
 
 def report(folder: Path) -> Written:
-    """Write ``report.html``, ``report.md``, ``report.csv`` and, if pictures are there, ``sheet.jpg``.
+    """Write ``report.html``, ``report.md``, ``report.csv``, and ``sheet.jpg`` if pictures are there.
+
+    With pyarrow, also ``records.parquet``: all records, those that are out of date included.
 
     Raises:
         FromfewError: The folder holds no records.
@@ -59,7 +64,14 @@ def report(folder: Path) -> Written:
     write_atomic(folder / "report.csv", _csv(rows))
     write_atomic(folder / "report.html", _html(folder, rows, records))
     sheet = _sheet(folder, records)
-    return Written(folder / "report.html", folder / "report.md", folder / "report.csv", sheet)
+    return Written(folder / "report.html", folder / "report.md", folder / "report.csv", sheet, _parquet(folder))
+
+
+def _parquet(folder: Path) -> Path | None:
+    if find_spec("pyarrow") is None:
+        return None
+    write_atomic(folder / FILE, packed(read(folder)))
+    return folder / FILE
 
 
 def _tasks(rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
     from fromfew.metrics.suites import Suite
 
-__all__ = ["Cell", "Plan", "Summary", "bench"]
+__all__ = ["WAIT", "Cell", "Plan", "Summary", "about", "attempt", "bench", "finish", "finished"]
 
 SCHEMA = 1
+WAIT = 1.0
+"""Seconds until a cell that another process holds is asked for again."""
 _CHUNK = 16
-_WAIT = 1.0
 
 Watch = Callable[..., object]
 
@@ -111,6 +112,11 @@ class Summary:
     left: int = 0
     """Cells the budget left undone."""
 
+    def count(self, kind: str) -> None:
+        """Add a record of a kind: "cell", "failed" or "refused"."""
+        name = {"cell": "done"}.get(kind, kind)
+        setattr(self, name, getattr(self, name) + 1)
+
 
 def bench(
     plan: Plan, out: Path, *, budget: float | None = None, retry: bool = False, watch: Watch | None = None
@@ -127,42 +133,49 @@ def bench(
     prepare(out)
     cells, summary = plan.cells(), Summary()
     began = time.monotonic()
-    summary.before = len(_done(out, retry) & {cell.key for cell in cells})
+    summary.before = len(finished(out, retry) & {cell.key for cell in cells})
     tried: set[str] = set()
-    while True:
+    busy = True
+    while busy:
         busy = False
-        done = _done(out, retry) | tried
+        done = finished(out, retry) | tried
         for number, cell in enumerate(cells):
             if cell.key in done:
                 continue
             if budget is not None and time.monotonic() - began > budget * 60:
-                summary.left = len({c.key for c in cells} - _done(out, False) - tried)
-                _sets(plan, out, cells)
+                summary.left = len({c.key for c in cells} - finished(out) - tried)
+                finish(plan, out, cells)
                 return summary
-            with claimed(out, cell.key) as mine:
-                # Another process may have finished it since the records were read.
-                if not mine or cell.key in _done(out, retry):
-                    busy = busy or not mine
-                    continue
-                ticks = _inner(watch, number, len(cells), cell)
-                _count(summary, _do(plan, out, cell, ticks))
+            kind = attempt(plan, out, cell, retry, _inner(watch, number, len(cells), cell))
+            if kind is None:
+                busy = True
+            elif kind:
+                summary.count(kind)
                 tried.add(cell.key)
-        if not busy:
-            break
-        time.sleep(_WAIT)
+        if busy:
+            time.sleep(WAIT)
     if watch is not None:
         watch(len(cells), len(cells), "")
-    _sets(plan, out, cells)
+    finish(plan, out, cells)
     return summary
 
 
-def _done(out: Path, retry: bool) -> set[str]:
+def attempt(plan: Plan, out: Path, cell: Cell, retry: bool = False, watch: Watch | None = None) -> str | None:
+    """Do one cell, to its record, unless somebody else does.
+
+    Returns:
+        The record's kind; nothing to speak of ("") if it was there already, None if another process holds the cell.
+    """
+    with claimed(out, cell.key) as mine:
+        if not mine:
+            return None
+        # Another process may have finished it since the records were read.
+        return "" if cell.key in finished(out, retry) else _do(plan, out, cell, watch)
+
+
+def finished(out: Path, retry: bool = False) -> set[str]:
+    """Keys of the cells that have a record; those that failed are not among them if they are to be retried."""
     return {one["key"] for one in read(out) if not (retry and one["kind"] == "failed")}
-
-
-def _count(summary: Summary, kind: str) -> None:
-    name = {"cell": "done"}.get(kind, kind)
-    setattr(summary, name, getattr(summary, name) + 1)
 
 
 def _inner(watch: Watch | None, number: int, total: int, cell: Cell) -> Watch:
@@ -176,24 +189,25 @@ def _inner(watch: Watch | None, number: int, total: int, cell: Cell) -> Watch:
     return tick
 
 
-def _do(plan: Plan, out: Path, cell: Cell, watch: Watch) -> str:
+def _do(plan: Plan, out: Path, cell: Cell, watch: Watch | None) -> str:
     """One cell, to its record; returns the record's kind."""
-    about = _about(plan, cell)
+    told = about(plan, cell)
     reasons = cell.contestant.suits(plan.bb, cell.task.role, cell.subject)
     if reasons:
-        append(out, {**about, "kind": "refused", "why": "; ".join(reasons)})
+        append(out, {**told, "kind": "refused", "why": "; ".join(reasons)})
         return "refused"
     try:
-        told = _measured(plan, out, cell, watch)
+        found = _measured(plan, out, cell, watch)
     except Exception as error:  # one broken method must not end an unattended run; the record says what broke
         why = f"{type(error).__name__}: {str(error).strip()[:400]}"
-        append(out, {**about, "kind": "failed", "why": why})
+        append(out, {**told, "kind": "failed", "why": why})
         return "failed"
-    append(out, {**about, "kind": "cell", **told})
+    append(out, {**told, "kind": "cell", **found})
     return "cell"
 
 
-def _about(plan: Plan, cell: Cell) -> dict[str, Any]:
+def about(plan: Plan, cell: Cell) -> dict[str, Any]:
+    """What the record of a cell says before anything is known of how it went."""
     from fromfew.concept import versions
 
     return {
@@ -211,7 +225,7 @@ def _about(plan: Plan, cell: Cell) -> dict[str, Any]:
     }
 
 
-def _measured(plan: Plan, out: Path, cell: Cell, watch: Watch) -> dict[str, Any]:
+def _measured(plan: Plan, out: Path, cell: Cell, watch: Watch | None) -> dict[str, Any]:
     """Learn, draw, score."""
     meter, gallery = Meter(), Gallery(out / "pictures" / cell.shelf)
     shelf = out / "concepts" / cell.home
@@ -232,12 +246,12 @@ def _measured(plan: Plan, out: Path, cell: Cell, watch: Watch) -> dict[str, Any]
             if any(value is not None for value in values)
         }
         drift = suite.prior_drift(prior, case.photos) if prior is not None else []
-    about = suite.about()
+    sources = suite.about()
     return {
         "prompts": [prompt.without(cell.subject.nouns) for prompt in cell.subject.prompts],
         "images": cell.task.images,
         "scores": scores | ({"prior-drift": drift} if drift else {}),
-        "metrics": {name: about[name] for name in (*scores, *(["prior-drift"] if drift else []))},
+        "metrics": {name: sources[name] for name in (*scores, *(["prior-drift"] if drift else []))},
         "seconds": meter.seconds,
         "memory": meter.peak(),
         "bytes": ready.bytes,
@@ -301,7 +315,7 @@ def _joined(sets: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tenso
     return photos, torch.cat(masks) if len(masks) == len(sets) else None
 
 
-def _sets(plan: Plan, out: Path, cells: Sequence[Cell]) -> None:
+def finish(plan: Plan, out: Path, cells: Sequence[Cell]) -> None:
     """Distances between all pictures of a contestant and the real ones: once all its cells are there."""
     records = {one["key"]: one for one in read(out)}
     for task in plan.tasks:

@@ -1,23 +1,16 @@
-"""A bench small enough for a test: a tiny base, seeded evaluators, two subjects, two prompts."""
+"""A bench small enough for a test."""
+
+from functools import partial
 
 import pytest
-import torch
+from bench_makers import small_plan, small_suite
 
-from fromfew.bench.contestants import contestant
-from fromfew.bench.run import Plan
-from fromfew.bench.task import open_task
-from fromfew.metrics.networks import WorldFace, WorldJudge, WorldPair
-from fromfew.metrics.suites import world_of
 from fromfew.testing.tiny import tiny
-from fromfew.world.evaluators import FaceId, Judge, Pair
 
 
 @pytest.fixture(scope="session")
 def suite():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        nets = [net.eval().requires_grad_(False) for net in (Pair(["a", "animal", "beach"]), Judge(), FaceId())]
-    return world_of(WorldPair(nets[0]), WorldJudge(nets[1]), WorldFace(nets[2]))
+    return small_suite()
 
 
 @pytest.fixture(scope="session")
@@ -27,11 +20,4 @@ def bb():
 
 @pytest.fixture
 def plan(bb, suite):
-    def build(methods=("base", "paste", "textual-inversion"), task="world/objects", seeds=1, subjects=2, prompts=2):
-        options = {"steps": 2, "guidance": 2.0}
-        quick = {"textual-inversion": {"steps": 2, "batch": 1, "lr": 0.01}}
-        who = [contestant(name, quick.get(name, {}), options) for name in methods]
-        tasks = [open_task(task).only(subjects, prompts)]
-        return Plan(bb, tasks, who, range(seeds), {"world": suite}, options)
-
-    return build
+    return partial(small_plan, bb, suite)

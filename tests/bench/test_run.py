@@ -24,7 +24,8 @@ def test_a_run_leaves_one_record_per_cell_and_one_of_sets_per_method(plan, tmp_p
     assert one["memory"]["process"] > 10**7
     assert set(one["scores"]) == set(one["metrics"])
     assert all(text.startswith("v") for text in one["metrics"].values())
-    assert (tmp_path / ".gitignore").read_text().split() == ["pictures/", "concepts/", "claims/", "report.html"]
+    ignored = (tmp_path / ".gitignore").read_text().split()
+    assert ignored == ["pictures/", "concepts/", "claims/", "report.html", "records.parquet"]
 
 
 def test_nothing_finished_is_done_again(plan, tmp_path, monkeypatch):

@@ -23,6 +23,9 @@ def _likeness(asked: str, choice: str) -> float:
     # A beginning, or a word of the name, is a strong sign even when the lengths differ a lot.
     if len(a) >= 3 and (b.startswith(a) or a.startswith(b) or a in b.split("-")):
         ratio = max(ratio, 0.75)
+    # So are the same letters in another order: neighbours that were swapped while typing.
+    if sorted(a) == sorted(b):
+        ratio = max(ratio, 0.9)
     return ratio
 
 

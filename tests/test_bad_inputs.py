@@ -1,6 +1,7 @@
 """More than a hundred bad inputs, each with the exact message it must get (in bad_inputs.json)."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -38,6 +39,16 @@ def short(text: str, **names: Path) -> str:
     for name, path in sorted(names.items(), key=lambda item: -len(str(item[1]))):
         text = text.replace(str(path), "{" + name + "}")
     return text
+
+
+def nearest_method_only(text: str) -> str:
+    """Without the methods that are named after the nearest one: every new method may be one of them."""
+    from fromfew.method import names
+
+    def first(found: re.Match[str]) -> str:
+        return found[1] + "?" if set(re.findall(r"'([^']+)'", found[2])) <= set(names()) else found[0]
+
+    return re.sub(r"(Did you mean '[^']+')((?:(?:,| or) '[^']+')+)\?", first, text)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +99,8 @@ def test_a_bad_concept_is_refused(what, tmp_path, good):
     shutil.copytree(good[0], tmp_path / "rex")
     CONCEPTS[what](tmp_path / "rex")
     said = refused(lambda: (peek(tmp_path / "rex"), load(tmp_path / "rex")), t=tmp_path)
-    assert said.replace(", ".join(kinds()), "{kinds}") == SAID["CONCEPTS"][what]
+    there = ", ".join(kinds()[:20]) + (f" and {len(kinds()) - 20} more" if len(kinds()) > 20 else "")
+    assert said.replace(there, "{kinds}") == SAID["CONCEPTS"][what]
 
 
 @pytest.mark.parametrize("what", BASES)
@@ -108,5 +120,5 @@ def test_a_bad_command_is_refused_before_anything_is_written(what, tmp_path, goo
     words = [word.replace("{c}", str(good[0])).replace("{p}", str(good[1])) for word in words]
     assert main([word.replace("{t}", str(tmp_path)) for word in words]) == 2
     said = short(capsys.readouterr().err.strip(), c=good[0], p=good[1], t=tmp_path)
-    assert said == SAID["COMMANDS"][what]
+    assert nearest_method_only(said) == SAID["COMMANDS"][what]
     assert sorted(tmp_path.rglob("*")) == before

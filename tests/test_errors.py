@@ -4,7 +4,7 @@ import pytest
 
 from fromfew.errors import FromfewError, nearest, unknown
 
-METHODS = ["custom-diffusion", "dreambooth", "ip-adapter", "lora", "style-aligned", "textual-inversion"]
+METHODS = ["custom-diffusion", "dreambooth", "ip-adapter", "loha", "lora", "style-aligned", "textual-inversion"]
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_the_command_line_learns_two(tmp_path, monkeypatch, capsys):
     about = json.loads((tmp_path / said["concept"] / "concept.json").read_text())
     assert (about["placeholder"], about["noun"], about["also"]) == ("<rex>", "cat", {"<tom>": "dog"})
     assert "a <rex> cat and a <tom> dog" in said["next"]
-    assert main([*words, "--method", "lora", "--replace"]) == 2
+    assert main([*words, "--method", "textual-inversion", "--replace"]) == 2
     assert "combine" in capsys.readouterr().err
     assert main([*words[:7], "tom", "--noun", "dog", "--method", "custom-diffusion"]) == 2
     assert "--as" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Whose picture a row shows, said in its prompt: sources of many things, each row with a word in front of its noun."""
+"""What a picture shows, said in its prompt: a word in front of each row's noun, a description in place of one."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fromfew.templates import worded
+from fromfew.templates import with_article, worded
 
 if TYPE_CHECKING:
     from torch import Generator
 
     from fromfew.data import Batch, Source
+    from fromfew.references import References
 
-__all__ = ["with_words"]
+__all__ = ["described", "with_words"]
 
 
 def with_words(source: Source, word: Callable[[int], str], *, keep_noun: bool = True) -> Source:
@@ -34,3 +35,18 @@ def with_words(source: Source, word: Callable[[int], str], *, keep_noun: bool = 
         return replace(batch, captions=[worded(said, word(i), noun, keep_noun=keep_noun) for i, (said, noun) in rows])
 
     return of
+
+
+def described(refs: References, description: str) -> References:
+    """The same photos under captions in which a description stands where the noun would.
+
+    A photo's own caption keeps what else it says; one without becomes "a photo of a <v> ..."; class pictures, which are
+    drawn from the noun, stay as they are.
+    """
+    thing = f"{refs.placeholder} {description}"
+    photos = [
+        replace(photo, caption=worded(photo.caption, thing, refs.noun, keep_noun=False) if photo.caption
+                else f"a photo of {with_article(thing)}")
+        for photo in refs.photos
+    ]  # fmt: skip
+    return replace(refs, photos=tuple(photos))

@@ -275,6 +275,38 @@ def test_every_tuned_method_draws_class_pictures_of_the_untouched_base(tmp_path,
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")} == times, "they were drawn twice"
 
 
+def test_what_follows_an_update_sees_its_step_and_may_change_what_learned():
+    bb, seen = tiny("sd15"), []
+    word = Word.learned(bb, "<v>", "cat", 1, generator(0))
+    batches = photo_batches(few_photos(), size=bb.default_size, batch=2)
+
+    def after(step):
+        assert not torch.is_grad_enabled()
+        seen.append(step.batch.captions)
+        word.vectors["one"].fill_(3.0)
+
+    fit(bb, Parts(word=word), Stage(3, batches, [(1.0, denoise)], {word: 1e-2}, after=after), rng=generator(0))
+    assert len(seen) == 3
+    assert bool((word.vectors["one"] == 3).all())
+
+
+def test_plain_descent_adds_up_gradients():
+    bb = tiny("sd15")
+    batches = photo_batches(few_photos(), size=bb.default_size, batch=2)
+    word = Word.learned(bb, "<v>", "cat", 1, generator(0))
+    before, wanted = word.vectors["one"].detach().clone(), []
+
+    def after(step):
+        wanted.append(word.vectors["one"].grad.clone())
+
+    stage = Stage(
+        3, batches, [(1.0, denoise)], {word: 0.5}, optimiser="sgd", clip=float("inf"), after=after,
+    )  # fmt: skip
+    fit(bb, Parts(word=word), stage, rng=generator(0))
+    assert torch.allclose(word.vectors["one"], before - 0.5 * torch.stack(wanted).sum(0), atol=1e-6)
+    assert bool(torch.stack(wanted).any())
+
+
 def _step(batch, pred):
     from fromfew.fit import Step
     from fromfew.rows import Rows

@@ -90,3 +90,25 @@ def test_a_learned_modifier_learns_beside_the_denoiser():
     word = concept.parts.word
     table, tokens = bb.text_encoders["one"].embedding.weight, word.carriers(bb.text_encoders["one"].tokenizer)
     assert not torch.equal(word.vectors["one"][0], table[tokens[0]])
+
+
+def test_a_description_takes_the_nouns_place_in_prompts_and_leaves_class_pictures_alone():
+    from dataclasses import replace
+
+    bb, refs = tiny("sd15"), few_photos()
+    own = (replace(refs.photos[0], caption="a red cat on a table"), *refs.photos[1:])
+    refs = replace(refs, photos=own)
+    method = find("dreambooth")(**QUICK, described="clay toy in a hat")
+    said = {caption for step in range(12) for caption in method.photos(bb, refs)(generator(0, step)).captions}
+    assert said == {"a red <v> clay toy in a hat on a table", "a photo of a <v> clay toy in a hat"}
+    assert refs.noun == "cat"
+
+
+def test_one_description_for_two_subjects_is_refused():
+    from dataclasses import replace
+
+    from fromfew.errors import FromfewError
+
+    two = replace(few_photos(), also=(replace(few_photos(2, noun="dog"), placeholder="<w>"),))
+    with pytest.raises(FromfewError, match="One description"):
+        find("dreambooth")(**QUICK, described="toy").learn(tiny("sd15"), two)

@@ -62,6 +62,7 @@ def _parser() -> Parser:
     add("--face", help="face network in TorchScript, for faces in photographs")
     add("--detector", help="OWL-ViT for photographs: a folder or a stored hub id")
     add("--inception", help="torch-fidelity's Inception weights, for FID on photographs")
+    add("--dreamsim", help="folder of DreamSim's weights, for photographs; needs its package")
     add("--json", action="store_true", help="say the result as JSON")
     return parser
 
@@ -177,7 +178,7 @@ def _suite(name: str, found: argparse.Namespace) -> Suite:
 
     if name == "world":
         return suites.world()
-    how = {key: getattr(found, key) for key in ("face", "detector", "inception")}
+    how = {key: getattr(found, key) for key in ("face", "detector", "inception", "dreamsim")}
     return suites.hub(found.clip, found.dino, **how)
 
 

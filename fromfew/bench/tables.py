@@ -21,6 +21,7 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "dino-i-held": ("held-out photos", True),
     "subject-masked": ("masked subject", True),
     "clip-i": ("CLIP-I", True),
+    "dreamsim": ("DreamSim", False),
     "face-id": ("face", True),
     "clip-t": ("text (CLIP-T)", True),
     "object-drawn": ("object", True),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fromfew.errors import FromfewError
 from fromfew.metrics.networks import Detector, Reader, Sight, fitted, mark_of
 
-__all__ = ["Clip", "Dino", "FaceNet", "Inception", "Owl"]
+__all__ = ["Clip", "Dino", "DreamSight", "FaceNet", "Inception", "Owl"]
 
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -127,6 +127,46 @@ class FaceNet(Sight):
     def see(self, images: Tensor) -> Tensor:
         """Unit vectors."""
         return F.normalize(self.net(fitted(images.float(), self.side, self.side)), dim=-1)
+
+
+class DreamSight(Sight):
+    """DreamSim's ensemble (arXiv 2306.09344), through its package: pictures made 224 px square, in [0, 1].
+
+    The package and the code of DINO's repository are run, so take them from people you trust; nothing is downloaded.
+
+    Args:
+        where: the folder that the package calls ``cache_dir``, filled by using it once where there is a network.
+
+    Raises:
+        FromfewError: The package cannot be used here, or the folder lacks something that it would download.
+    """
+
+    files = (
+        "ensemble_lora", "dino_vitb16_pretrain.pth", "clip_vitb16_pretrain.pth.tar",
+        "open_clip_vitb16_pretrain.pth.tar", "facebookresearch_dino_main", "checkpoints/dino_vitbase16_pretrain.pth",
+    )  # fmt: skip
+
+    def __init__(self, where: str) -> None:
+        missing = [name for name in self.files if not (Path(where) / name).exists()]
+        if missing:
+            raise FromfewError(
+                f"The folder '{where}' lacks {', '.join(missing)} of DreamSim's ensemble; fill it with "
+                f"dreamsim(cache_dir='{where}') where there is a network."
+            )
+        try:
+            from dreamsim import dreamsim
+        except (ImportError, RuntimeError) as error:  # a torchvision made for another torch is a RuntimeError
+            raise FromfewError(
+                "DreamSim needs its package, and a torchvision made for the torch that is here: "
+                f"pip install dreamsim ({str(error).splitlines()[0]})"
+            ) from error
+        self.net = dreamsim(pretrained=True, device="cpu", cache_dir=where, normalize_embeds=True)[0]
+        self.name = f"dreamsim-ensemble {mark_of(self.net)}"
+
+    def see(self, images: Tensor) -> Tensor:
+        """Unit vectors."""
+        pixels = F.interpolate(images.float(), (224, 224), mode="bicubic", antialias=True).clamp(-1, 1)
+        return F.normalize(self.net.embed(pixels * 0.5 + 0.5), dim=-1)
 
 
 class Inception(Sight):

@@ -9,7 +9,7 @@ from torch import Tensor
 from fromfew.metrics.base import Case, Metric
 from fromfew.metrics.networks import Sight, seen
 
-__all__ = ["ClipI", "CopyRate", "DinoI", "Diversity", "Each", "HeldOut", "MaskedSubject", "lpips"]
+__all__ = ["ClipI", "CopyRate", "DinoI", "Diversity", "DreamSim", "Each", "HeldOut", "MaskedSubject", "lpips"]
 
 
 class _Looks(Metric):
@@ -38,6 +38,16 @@ class DinoI(ClipI):
     """Mean cosine to all photos in DINO's space, which tells things of one class apart."""
 
     name, source = "dino-i", "arXiv 2104.14294 (as in 2208.12242: class token, mean over all photos)"
+
+
+class DreamSim(_Looks):
+    """Mean DreamSim distance to all photos, tuned to what people find alike; less is more alike."""
+
+    name, source, higher = "dreamsim", "arXiv 2306.09344 (1 - cosine, mean over all photos)", False
+
+    def __call__(self, case: Case) -> Tensor:
+        """[B] in [0, 2]."""
+        return 1 - (seen(case, self.sight, case.images) @ seen(case, self.sight, case.photos).T).mean(1)
 
 
 class HeldOut(_Looks):

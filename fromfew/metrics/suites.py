@@ -96,6 +96,7 @@ def hub(
     face: str | None = None,
     detector: str | None = None,
     inception: str | None = None,
+    dreamsim: str | None = None,
 ) -> Suite:
     """Metrics for photographs; models come from folders or the hub's local store and are never downloaded here.
 
@@ -105,16 +106,20 @@ def hub(
         face: A face embedding in TorchScript, for pictures of faces.
         detector: OWL-ViT, for grounding of objects.
         inception: torch-fidelity's Inception weights, for FID, KID and the Inception Score; DINO without it.
+        dreamsim: Folder of DreamSim's weights, for its package.
 
     Raises:
         FromfewError: A model is not there.
     """
-    from fromfew.metrics.hub import Clip, Dino, FaceNet, Inception, Owl
+    from fromfew.metrics.hub import Clip, Dino, DreamSight, FaceNet, Inception, Owl
+    from fromfew.metrics.subject import DreamSim
     from fromfew.metrics.text import GroundingObjects
 
     reader, sight = Clip(clip), Dino(dino)
     found: list[Detector] = [Owl(detector)] if detector else []
     metrics = [*_common(reader, sight), *(GroundingObjects(one) for one in found)]
+    if dreamsim:
+        metrics.append(DreamSim(DreamSight(dreamsim)))
     if face:
         metrics += _faces(FaceNet(face))
     if inception:

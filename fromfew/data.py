@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,13 +18,13 @@ from torch import Generator, Tensor
 
 from fromfew.errors import FromfewError
 from fromfew.references import References
-from fromfew.templates import class_prompt, filled, sentences, viewed, with_article, worded
+from fromfew.templates import class_prompt, filled, sentences, viewed, worded
 from fromfew.views import View, draw_view, frame_tensor, mask_tensor, pick, picture_tensor, see, shrunk, uniform
 
 if TYPE_CHECKING:
-    from fromfew.backbones.base import Backbone
+    pass
 
-__all__ = ["Batch", "Source", "class_batches", "class_images", "joined", "named", "photo_batches", "union_batches"]
+__all__ = ["Batch", "Source", "class_batches", "joined", "named", "photo_batches", "union_batches"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.captions)
+
+    @property
+    def looked_at(self) -> Tensor:
+        """[B, 3, H, W] what an adapter looks at: another view, or else the pictures themselves."""
+        return self.images if self.shown is None else self.shown
 
     def is_(self, kind: str) -> Tensor:
         """[B] truth values: the rows that are of this kind."""
@@ -233,7 +236,7 @@ def joined(*sources: Source) -> Source:
 
         shown = None
         if any(part.shown is not None for part in parts):
-            shown = torch.cat([part.images if part.shown is None else part.shown for part in parts])
+            shown = torch.cat([part.looked_at for part in parts])
         return Batch(
             torch.cat([part.images for part in parts]), whole([part.masks for part in parts]),
             [c for part in parts for c in part.captions], [of for part in parts for of in part.of],
@@ -351,47 +354,3 @@ class _Scene:
             if seen:
                 return view, seen
         raise FromfewError(f"A thing of {', '.join(self.masks)} is too small to be seen in a view of its photo.")
-
-
-def _cache() -> Path:
-    home = os.environ.get("FROMFEW_CACHE")
-    return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fromfew"
-
-
-def class_images(
-    bb: Backbone, noun: str, count: int, *, seed: int, folder: Path | None = None, steps: int = 20,
-    guidance: float = 5.0, templates: str | Sequence[str] = ("a {}",),
-    watch: Callable[[int, int, str], None] | None = None,
-) -> list[Image.Image]:  # fmt: skip
-    """Pictures of the plain noun, drawn once by the untouched base and kept as PNG files.
-
-    Args:
-        bb: The base; nothing may be attached.
-        noun: What to draw.
-        count: How many pictures.
-        seed: Their seed.
-        folder: Where to keep them; default: the user's cache (``FROMFEW_CACHE``, else ``~/.cache/fromfew``).
-        steps: Sampling steps.
-        guidance: Scale of classifier-free guidance.
-        templates: As for `photo_batches`.
-        watch: Called with (done, count, what).
-    """
-    from fromfew.io.files import write_atomic
-    from fromfew.io.metadata import png_bytes
-    from fromfew.io.pictures import read_picture
-    from fromfew.make import make
-
-    lines = sentences(templates)
-    what = hashlib.sha256(repr((bb.fingerprint(), noun, seed, steps, guidance, lines)).encode()).hexdigest()
-    home = (folder or _cache() / "class") / f"{noun.replace(' ', '-')}-{what[:16]}"
-    # Eight at a time, each eight with a seed of its own: an interrupted run keeps what it drew, bit for bit.
-    for start in range(0, count, 8):
-        paths = [home / f"{index:04}.png" for index in range(start, start + 8)]
-        if not all(path.exists() for path in paths[: count - start]):
-            prompts = [class_prompt(lines[i % len(lines)], noun) for i in range(start, start + 8)]
-            drawn: Any = make(bb, prompts, guidance=guidance, steps=steps, seed=seed * 100_003 + start)
-            for path, image in zip(paths, drawn, strict=True):
-                write_atomic(path, png_bytes(image, {}))
-        if watch:
-            watch(min(start + 8, count), count, f"pictures of {with_article(noun)}")
-    return [read_picture(home / f"{index:04}.png").image for index in range(count)]

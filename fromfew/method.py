@@ -296,7 +296,8 @@ class Tuned(Learner):
         Raises:
             FromfewError: If there is no noun.
         """
-        from fromfew.data import class_batches, class_images, joined, named
+        from fromfew.class_images import class_images
+        from fromfew.data import class_batches, joined, named
 
         photos = self.photos(bb, refs)
         if not self.prior:

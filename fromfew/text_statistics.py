@@ -60,10 +60,10 @@ def second_moment(bb: Backbone, *, count: int = 250, ridge: float = 1e-4) -> Ten
 
 
 def _from_disk(bb: Backbone, key: str, count: int) -> Tensor:
-    from fromfew.data import _cache
+    from fromfew.class_images import cache_folder
     from fromfew.io.tensors import read_tensors, write_tensors
 
-    file = _cache() / "captions" / f"{key}.safetensors"
+    file = cache_folder() / "captions" / f"{key}.safetensors"
     if file.is_file():
         return read_tensors(file)["moment"]
     moment = _computed(bb, count)

@@ -5,7 +5,7 @@ import sys
 import pytest
 from PIL import Image
 
-from fromfew.data import class_images
+from fromfew.class_images import class_images
 from fromfew.testing.tiny import tiny
 
 

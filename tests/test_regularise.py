@@ -6,7 +6,8 @@ from functools import partial
 import pytest
 import torch
 
-from fromfew.data import class_images, named, photo_batches, union_batches
+from fromfew.class_images import class_images
+from fromfew.data import named, photo_batches, union_batches
 from fromfew.errors import FromfewError
 from fromfew.fit import Stage, fit, generator
 from fromfew.losses import classed, denoise, focused, masked, only

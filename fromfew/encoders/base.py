@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from fromfew.errors import FromfewError
+
 if TYPE_CHECKING:
     from fromfew.references import References
 
@@ -31,7 +33,7 @@ class Eye(ABC):
         """``[B, 3, H, W]`` in [-1, 1] to every patch's features, ``[B, N, patch_width]``; gradients pass."""
 
 
-def open_eye(name: str, *, device: str = "cpu") -> Eye:
+def open_eye(name: str | None, *, device: str = "cpu") -> Eye:
     """An image encoder by name.
 
     Args:
@@ -40,8 +42,10 @@ def open_eye(name: str, *, device: str = "cpu") -> Eye:
         device: Where it runs.
 
     Raises:
-        FromfewError: If there is none, or the hub cannot be reached and nothing is kept from it.
+        FromfewError: If none is named, there is no such, or the hub cannot be reached and nothing is kept from it.
     """
+    if name is None:
+        raise FromfewError("This needs an image encoder: say which with eye=...")
     if name == "world":
         from fromfew.encoders.world import WorldEye
 
@@ -75,6 +79,6 @@ def look_at(name: str | None, images: Tensor, device: object, *, patches: bool =
     """What an eye, by its name, sees of pictures, without gradients: pooled, or of every patch."""
     import torch
 
-    eye = open_eye(str(name), device=str(device))
+    eye = open_eye(name, device=str(device))
     with torch.no_grad():
         return (eye.patches if patches else eye.pooled)(images.to(device))  # type: ignore[call-overload]

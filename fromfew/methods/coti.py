@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from fromfew.errors import FromfewError
 from fromfew.method import Tuned
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Generator
 
     from fromfew.backbones.base import Backbone
-    from fromfew.encoders import Eye
     from fromfew.fit import Stage
     from fromfew.pool import Scorer
     from fromfew.ports.part import Parts
@@ -96,62 +96,43 @@ class COTI(Tuned):
         """Cycle after cycle, rung after rung, as many stages a rung as it is checked."""
         import torch
 
-        from fromfew.data import class_images, picture_tensor
-        from fromfew.encoders import open_eye, squares
+        from fromfew.best_of import best_of, copied
+        from fromfew.class_images import class_images
+        from fromfew.encoders import look_at, squares
         from fromfew.pool import Pool, Scorer
+        from fromfew.views import picture_tensor
 
-        if self.eye is None:
-            raise FromfewError("coti needs an image encoder: say which with eye=...")
-        eye = open_eye(self.eye, device=str(bb.device))
         steps = min(bb.defaults.steps, 25)
         drawn = class_images(bb, refs.noun or "picture", self.class_images or 16, seed=seed, steps=steps)
-        with torch.no_grad():
-            photos = eye.pooled(squares(refs, bb.default_size).to(bb.device))
-            other = eye.pooled(torch.stack([picture_tensor(one) for one in drawn]).to(bb.device))
-        pool, began = Pool.of(len(refs), self.initial), _copy(parts)
-        scorer = Scorer(eye.width, self.hidden or (4096, 2048), judge=self.judge, seed=seed)
+        photos = look_at(self.eye, squares(refs, bb.default_size), bb.device)
+        other = look_at(self.eye, torch.stack([picture_tensor(one) for one in drawn]), bb.device)
+        pool, began = Pool.of(len(refs), self.initial), copied(parts)
+        scorer = Scorer(photos.shape[1], self.hidden or (4096, 2048), judge=self.judge, seed=seed)
+        score = partial(self.seen, bb, refs, parts, scorer, seed)
         for cycle in range(self.cycles or 1):
             pool.grow(scorer, photos, other, self.add, cycle / (self.cycles or 1))
             chosen = replace(refs, photos=tuple(refs.photos[i] for i in sorted(pool.labels)))
             parts.load_state_dict(began)
-            yield from self._climb(bb, chosen, parts, scorer, eye, seed, f"cycle {cycle + 1}")
+            for rung in range(len(self.ladder)):
+                yield from best_of(self._rung(bb, chosen, parts, seed, cycle, rung), parts, score)
 
-    def _climb(
-        self, bb: Backbone, refs: References, parts: Parts, scorer: Scorer, eye: Eye, seed: int, name: str
-    ) -> Iterator[Stage]:
-        """All rungs; each ends at its best state."""
+    def _rung(self, bb: Backbone, refs: References, parts: Parts, seed: int, cycle: int, rung: int) -> Iterator[Stage]:
+        """All the steps of one rung, in as many stages as it is checked."""
         from fromfew.fit import Stage
 
-        batches, checks = self.with_prior(bb, refs, seed=seed), self.checks or 1
-        for rung, factor in enumerate(self.ladder):
-            best, kept = -1.0, _copy(parts)
-            for nth in range(1, checks + 1):
-                total = self.steps or 1
-                yield Stage(
-                    steps=max(1, total * nth // checks - total * (nth - 1) // checks),
-                    batches=batches,
-                    terms=self.terms(),
-                    train={parts.word: (self.lr or 0.0) * factor},
-                    name=f"{name}, rung {rung + 1}, {nth} of {checks}",
-                )
-                value = self.seen(bb, refs, parts, scorer, eye, seed)
-                if value > best:
-                    best, kept = value, _copy(parts)
-            parts.load_state_dict(kept)
+        batches, checks, total = self.with_prior(bb, refs, seed=seed), self.checks or 1, self.steps or 1
+        for nth in range(1, checks + 1):
+            steps = max(1, total * nth // checks - total * (nth - 1) // checks)
+            name = f"cycle {cycle + 1}, rung {rung + 1}, {nth} of {checks}"
+            yield Stage(steps, batches, self.terms(), {parts.word: (self.lr or 0.0) * self.ladder[rung]}, name=name)
 
-    def seen(self, bb: Backbone, refs: References, parts: Parts, scorer: Scorer, eye: Eye, seed: int) -> float:
+    def seen(self, bb: Backbone, refs: References, parts: Parts, scorer: Scorer, seed: int) -> float:
         """The score of a few pictures drawn with the word as it is."""
-        import torch
-
+        from fromfew.encoders import look_at
         from fromfew.make import make
         from fromfew.pool import worth
 
         prompt = f"a photo of a {refs.placeholder} {refs.noun or ''}".strip()
-        drawn = make(bb, [prompt] * self.previews, parts, seed=seed).tensor.to(bb.device)
-        with torch.no_grad():
-            features = eye.pooled(drawn)
+        drawn = make(bb, [prompt] * self.previews, parts, seed=seed).tensor
+        features = look_at(self.eye, drawn, bb.device)
         return worth(scorer.quality(features), scorer.match(features))
-
-
-def _copy(parts: Parts) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in parts.state_dict().items()}

@@ -114,7 +114,5 @@ class DisenBooth(Tuned):
         """What sees pictures ``[B, 3, H, W]``, one vector each."""
         from fromfew.encoders import open_eye
 
-        if self.eye is None:
-            raise FromfewError("disenbooth needs an image encoder: say which with eye=...")
         see = open_eye(self.eye, device=str(bb.device)).pooled
         return lru_cache(maxsize=1)(lambda images: see(images.to(bb.device)).detach())

@@ -71,7 +71,7 @@ class E4T(Tuned, Pretrained):
         from fromfew.parts.encoded_word import EncodedWord
         from fromfew.parts.offsets import Offsets
 
-        word = EncodedWord.of(bb, open_eye(str(self.eye), device=str(bb.device)).width)
+        word = EncodedWord.of(bb, open_eye(self.eye, device=str(bb.device)).width)
         return nn.ModuleDict({"word": word, "offsets": Offsets.of(bb.select("attention"))})
 
     def pretrain(self, bb: Backbone, modules: Any, batches: Source, *, steps: int, lr: float) -> Stage:
@@ -86,7 +86,7 @@ class E4T(Tuned, Pretrained):
         words: list[Any] = []
 
         def attach(batch: Batch, rng: Generator) -> Parts:
-            seen = look_at(self.eye, batch.images if batch.shown is None else batch.shown, bb.device)
+            seen = look_at(self.eye, batch.looked_at, bb.device)
             words[:] = modules["word"].each(seen, batch.nouns or [None] * len(batch))
             return Parts(offsets=modules["offsets"], **{f"word{i}": word for i, word in enumerate(words)})
 

@@ -62,7 +62,7 @@ class HyperDreamBooth(Tuned, Pretrained):
         from fromfew.encoders import open_eye
         from fromfew.encoders.hyper import HyperNetwork
 
-        seen = open_eye(str(self.eye), device=str(bb.device)).patch_width
+        seen = open_eye(self.eye, device=str(bb.device)).patch_width
         return HyperNetwork(seen, len(bb.select("attention")), sum(self.inner or (100, 50)))
 
     def _light(self, bb: Backbone) -> Any:
@@ -82,8 +82,7 @@ class HyperDreamBooth(Tuned, Pretrained):
         light, word = self._light(bb), self.text or rare(bb)
 
         def attach(batch: Batch, rng: Generator) -> Parts:
-            shown = batch.images if batch.shown is None else batch.shown
-            seen = look_at(self.eye, shown, bb.device, patches=True)
+            seen = look_at(self.eye, batch.looked_at, bb.device, patches=True)
             return Parts(light=light.to(bb.device).holding(modules(seen)))
 
         said = with_words(batches, lambda row: word)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from fromfew.errors import FromfewError
 from fromfew.method import Encoded
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor, nn
+    from torch import Generator, nn
 
     from fromfew.backbones.base import Backbone
     from fromfew.data import Batch, Source
@@ -72,26 +71,28 @@ class IPAdapter(Encoded):
         """The projection and the stream's maps."""
         from torch import nn
 
+        from fromfew.encoders import open_eye
         from fromfew.encoders.project import Projector, Resampler
         from fromfew.parts.image_stream import ImageStream
 
-        (_, seen), tokens = self._eye(bb), self.tokens or 4
+        eye, tokens = open_eye(self.eye, device=str(bb.device)), self.tokens or 4
         width = next(iter(bb.select("text.key").values())).in_features
         if self.plus:
-            project: nn.Module = Resampler(seen, width, tokens, inner=self.inner, heads=self.inner // 64)
+            heads = self.inner // 64
+            project: nn.Module = Resampler(eye.patch_width, width, tokens, inner=self.inner, heads=heads)
         else:
-            project = Projector(seen, width, tokens)
+            project = Projector(eye.width, width, tokens)
         return nn.ModuleDict({"project": project, "stream": ImageStream.of(bb, width, tokens)})
 
     def read(self, bb: Backbone, refs: References, modules: Any) -> Parts:
         """The photos' tokens, averaged, in the stream."""
         import torch
 
-        from fromfew.encoders import squares
+        from fromfew.encoders import look_at, squares
         from fromfew.parts.word import Word
         from fromfew.ports.part import Parts
 
-        seen = self._eye(bb)[0](squares(refs, bb.default_size).to(bb.device))
+        seen = look_at(self.eye, squares(refs, bb.default_size), bb.device, patches=bool(self.plus))
         tokens = modules["project"](seen).mean(0, keepdim=True)
         nothing = modules["project"](torch.zeros_like(seen[:1]))
         stream = modules["stream"].holding(tokens, nothing, self.scale)
@@ -101,33 +102,16 @@ class IPAdapter(Encoded):
         """Denoise every row while it reads its own picture; ``drop`` of the rows read none."""
         import torch
 
+        from fromfew.encoders import look_at
         from fromfew.fit import Stage
         from fromfew.losses import denoise
         from fromfew.ports.part import Parts
 
         def attach(batch: Batch, rng: Generator) -> Parts:
-            with torch.no_grad():
-                shown = batch.images if batch.shown is None else batch.shown
-                seen = self._eye(bb)[0](shown.to(bb.device))
+            seen = look_at(self.eye, batch.looked_at, bb.device, patches=bool(self.plus))
             keep = torch.rand(len(seen), generator=rng).to(seen.device) >= self.drop
             seen = torch.where(keep.view(-1, *[1] * (seen.dim() - 1)), seen, 0.0)
             tokens = modules["project"](seen)
             return Parts(stream=modules["stream"].holding(tokens, torch.zeros_like(tokens[:1])))
 
-        return Stage(
-            steps=steps,
-            batches=batches,
-            terms=[(1.0, denoise)],
-            train={modules: lr},
-            attach=attach,
-            decay=0.01,
-        )
-
-    def _eye(self, bb: Backbone) -> tuple[Callable[[Tensor], Tensor], int]:
-        """What sees pictures, and the width of what it sees."""
-        from fromfew.encoders import open_eye
-
-        if self.eye is None:
-            raise FromfewError("ip-adapter needs an image encoder: say which with eye=...")
-        eye = open_eye(self.eye, device=str(bb.device))
-        return (eye.patches, eye.patch_width) if self.plus else (eye.pooled, eye.width)
+        return Stage(steps, batches, [(1.0, denoise)], {modules: lr}, attach=attach, decay=0.01)

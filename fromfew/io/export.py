@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fromfew.errors import FromfewError, unknown
 from fromfew.io.files import replace_folder, write_atomic
-from fromfew.io.forms import custom_diffusion, embedding, full_model, ip_adapter, kohya, peft
+from fromfew.io.forms import custom_diffusion, embedding, full_model, ip_adapter, kohya, peft, peft_others
 from fromfew.io.forms import diffusers as diffusers_form
 from fromfew.io.forms.names import component, file_name
 from fromfew.io.forms.thin import Thinned, thin
@@ -30,7 +30,7 @@ __all__ = ["ALSO", "FORMS", "Exported", "export", "form_named"]
 FORMS: dict[str, str] = {
     "diffusers": "LoRA and learned words for diffusers (and ComfyUI)",
     "kohya": "LoRA and learned words for A1111, ComfyUI and sd-scripts",
-    "peft": "LoRA as adapter folders of PEFT",
+    "peft": "LoRA, LoHa, LoKr, DoRA, OFT and (IA)3 as adapter folders of PEFT",
     "custom-diffusion": "key and value maps and words for diffusers' Custom Diffusion",
     "ip-adapter": "the adapter a picture was read with, as an IP-Adapter checkpoint",
     "full": "a whole diffusers model with the concept merged in",
@@ -65,6 +65,7 @@ class Exported:
         thinned: What making changes thin cost, for LoRA.
         notes: What one must know to use it.
         rounded: Whether numbers were written in a shorter format.
+        readable: Whether fromfew reads such files too.
     """
 
     form: str
@@ -74,6 +75,7 @@ class Exported:
     thinned: Thinned | None = None
     notes: list[str] = field(default_factory=list)
     rounded: bool = False
+    readable: bool = True
 
     @property
     def exact(self) -> bool:
@@ -209,9 +211,13 @@ def _lora(job: _Job) -> None:
 
 def _peft(job: _Job) -> None:
     concept, bb, to, done = job.concept, job.bb, job.to, job.done
-    done.thinned = found = thin(concept, bb, job.rank, done.form)
+    if job.rank is None and peft_others.holds(concept):
+        written, done.readable = peft_others.write(concept, bb, peft.targets), False
+    else:
+        done.thinned = thin(concept, bb, job.rank, done.form)
+        written = peft.write(done.thinned.maps, bb)
     with replace_folder(to, keep=False) as fresh:
-        for where, (config, tensors) in peft.write(found.maps, bb).items():
+        for where, (config, tensors) in written.items():
             folder = fresh if where == "." else fresh / where
             folder.mkdir(exist_ok=True)
             _put(folder / peft.NUMBERS, tensors, about(concept), job.dtype)

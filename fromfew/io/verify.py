@@ -37,7 +37,8 @@ class Verified:
 
     Args:
         library: Whose loader read the file.
-        file: Between that library and fromfew, both reading the file.
+        file: Between that library and fromfew, both reading the file; the same as ``concept`` where fromfew does not
+            read such files.
         concept: Between that library reading the file and the concept itself.
         effect: Between the concept and the bare base, to compare with.
         exact: Whether the form holds the concept without approximation.
@@ -105,17 +106,20 @@ def _verify(concept: Concept, bb: Backbone, done: Exported, seed: int) -> Verifi
     prompt = " ".join(word for word in ("a", concept.placeholder, concept.noun or "cat") if word)
     pipe = _loaded(concept, bb, done)
     theirs = _theirs(pipe, bb, _respelled(prompt, concept), seed)
+    ours = _ours(bb, prompt, concept, seed)
+    far, effect = _apart(theirs, ours), _apart(ours, _ours(bb, _respelled(prompt, concept), (), seed))
+    if not done.readable:
+        return Verified(_LIBRARY[done.form], far, far, effect, done.exact)
     files = [done.changes] if done.changes is not None else []
     found = [one for path in [*files, *done.words.values()] for one in identify(path)]
     again = bring_in(found, bb).concept
     assert again is not None
-    ours = _ours(bb, prompt, concept, seed)
     return Verified(
         library=_LIBRARY[done.form],
         # A model in a folder says nothing of the plain text its placeholder stands for.
         file=_apart(theirs, _ours(bb, prompt if again.placeholder else _respelled(prompt, concept), again, seed)),
-        concept=_apart(theirs, ours),
-        effect=_apart(ours, _ours(bb, _respelled(prompt, concept), (), seed)),
+        concept=far,
+        effect=effect,
         exact=done.exact,
     )
 

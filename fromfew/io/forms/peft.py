@@ -18,7 +18,7 @@ from fromfew.io.tensors import read_tensors
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
 
-__all__ = ["CONFIG", "NUMBERS", "folders", "read", "write"]
+__all__ = ["CONFIG", "NUMBERS", "folders", "read", "targets", "write"]
 
 CONFIG, NUMBERS = "adapter_config.json", "adapter_model.safetensors"
 _HEAD = "base_model.model."
@@ -53,11 +53,11 @@ def _config(rests: list[str], rank: int, alpha: float, bb: Backbone, module: str
         "inference_mode": True,
         "use_dora": False,
         "use_rslora": False,
-        "target_modules": _targets(rests, bb, module),
+        "target_modules": targets(rests, bb, module),
     }
 
 
-def _targets(rests: list[str], bb: Backbone, module: str) -> list[str] | str:
+def targets(rests: list[str], bb: Backbone, module: str) -> list[str] | str:
     """A list of paths; or, since PEFT takes a path for an ending too, a pattern where that would hit others."""
     others = {owner(path)[1] for path in changeable(bb) if owner(path)[0] == module} - set(rests)
     if any(other.endswith(f".{rest}") for other in others for rest in rests):

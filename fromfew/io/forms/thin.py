@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fromfew.errors import FromfewError
+from fromfew.parts.light_low_rank import LightLowRank
+from fromfew.parts.low_rank_conv import LowRankConv
 from fromfew.ports.linear import DeltaPart, LinearPart, flat
 from fromfew.ports.text import WordPart
 
@@ -137,7 +139,7 @@ def thin(
             if one is None:
                 found.missing.append(path)
                 continue
-            if isinstance(part, DeltaPart) or rank is not None:
+            if rank is not None:
                 found.errors[path] = (gone / max(float(delta.square().sum()), 1e-30)) ** 0.5
             one = replace(one, scale=one.scale * concept.strength)
             found.maps[path] = _sum(found.maps[path], one) if path in found.maps else one
@@ -165,7 +167,10 @@ def _changes(part: Part, bb: Backbone, rank: int | None, form: str) -> Any:
         for path in part.targets():
             delta = part.delta(path).detach().float().cpu()
             name = flat(path)
-            if rank is None and hasattr(part, "down") and hasattr(part, "up"):
+            if rank is None and isinstance(part, LightLowRank):
+                up, down = part.thin(path)
+                yield path, Thin(down.detach().cpu()[None], up.detach().cpu()[:, None]), delta
+            elif rank is None and hasattr(part, "down") and hasattr(part, "up"):
                 down, up = part.down[name].detach().cpu(), part.up[name].detach().cpu()  # type: ignore[index]
                 yield path, Thin(down, up, float(part.scale)), delta  # type: ignore[arg-type]
             else:
@@ -176,6 +181,10 @@ def _changes(part: Part, bb: Backbone, rank: int | None, form: str) -> Any:
         delta = part.delta_of(full_path, bb.parameter(full_path)).detach().float().cpu()
         path, _, kind = full_path.rpartition(".")
         if not delta.any():
+            continue
+        if rank is None and isinstance(part, LowRankConv):
+            down, up = (one[flat(full_path)].detach().cpu() for one in (part.down, part.up))
+            yield path, Thin(down, up, part.scale), delta
             continue
         fits = kind == "weight" and isinstance(bb.module(path), nn.Linear | nn.Conv2d)
         yield (path if fits else full_path), split(delta, _needed(rank, form)) if fits else None, delta

@@ -16,7 +16,8 @@ from fromfew.parts.regions import RegionText
 from fromfew.parts.word import Word
 from fromfew.ports.attention import AttentionPart
 from fromfew.ports.part import Parts
-from fromfew.regions import generic, inside, read_regions
+from fromfew.ports.sampler import SamplerPart
+from fromfew.regions import _to_middle, generic, inside, read_regions
 from fromfew.rows import Rows
 from fromfew.testing.contract import check_part
 from fromfew.testing.tiny import tiny
@@ -185,6 +186,43 @@ def test_noise_calls_the_model_once_a_region_and_step_more(bb, two, monkeypatch)
     seen.clear()
     latents(bb, [BOTH], two, steps=10, regions={"<a>": "find", "<b>": "find"}, region_method="noise")
     assert len(seen) == 10 + 10 + 2 * 7  # the layout, the picture, and both regions after three tenths
+
+
+def test_a_region_begins_in_the_middle_of_a_plain_ground():
+    for box, move in ((LEFT, (0, 4)), (RIGHT, (0, -4)), ((0, 0, 1, 0.5), (4, 0)), ((0, 0, 1, 1), (0, 0))):
+        cells = inside(mask(box), (16, 16))
+        assert _to_middle(cells) == move
+        rolled = cells.roll(move, (0, 1))
+        assert torch.equal(rolled, rolled.flip(0, 1))  # as far from either side
+        assert int(rolled.sum()) == int(cells.sum())
+
+
+def test_what_is_outside_a_region_is_not_seen_at_first(bb, two):
+    """What the other half of the noise is matters less to a region's first step than to that half's own."""
+    size = bb.latent_shape()
+    one, other = (torch.stack([noise_of(seed, 0, size)]) for seed in (0, 1))
+    half = size[-1] // 2
+    mixed = torch.cat([one[..., :half], other[..., half:]], -1)
+    how = {"regions": {"<a>": LEFT, "<b>": RIGHT}, "region_method": "noise", "steps": 10, "guidance": 1.0}
+    seen = []
+
+    class Look(SamplerPart):
+        kind = "look"
+
+        def after(self, moment):
+            seen.append(moment.x.clone())
+            return moment.x
+
+        def config(self):
+            return {}
+
+    for noise in (one, mixed):
+        make(bb, BOTH, [*two, Look()], latents=noise, **how)
+    first, second = seen[0], seen[10]
+    assert torch.equal(columns(one, LEFT), columns(mixed, LEFT))
+    assert float((columns(first, LEFT) - columns(second, LEFT)).abs().mean()) < float(
+        (columns(first, RIGHT) - columns(second, RIGHT)).abs().mean()
+    )
 
 
 def test_concepts_in_a_region_act_nowhere_else_but_styles_do(bb, two):

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 from fromfew.bench.tables import CONTROL_NAMES, front
 
 __all__ = ["scatter"]
 
-_WIDTH, _HEIGHT, _PAD = 640, 420, 52
+_WIDTH, _HEIGHT = 640, 400
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 500, 14, 350
+"""Of the axes; the room to the right is for names."""
+_LETTER, _LINE = 6.3, 13
+"""About the width and height of a letter of a name."""
+
+Box = tuple[float, float, float, float]
 
 
 def scatter(
@@ -28,22 +34,24 @@ def scatter(
         return ""
     place = {name: (math.log10(max(x, 1e-3)) if log else x, y) for name, (x, y) in points.items()}
     xs, ys = _span([x for x, _ in place.values()]), _span([y for _, y in place.values()])
-
-    def at(name: str) -> tuple[float, float]:
-        x, y = place[name]
-        left = _PAD + (x - xs[0]) / (xs[1] - xs[0]) * (_WIDTH - _PAD - 120)
-        return left, _HEIGHT - _PAD - (y - ys[0]) / (ys[1] - ys[0]) * (_HEIGHT - 2 * _PAD)
-
+    spots = {
+        name: (
+            _LEFT + (x - xs[0]) / (xs[1] - xs[0]) * (_RIGHT - _LEFT),
+            _BOTTOM - (y - ys[0]) / (ys[1] - ys[0]) * (_BOTTOM - _TOP),
+        )
+        for name, (x, y) in place.items()
+    }
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" class="chart">', *_axes(xs, ys, labels, log)]
     if pareto:
         others = {name: point for name, point in points.items() if name not in CONTROL_NAMES}
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(name) for name in front(others)))
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (spots[name] for name in front(others)))
         parts.append(f'<polyline points="{line}" class="front"/>')
-    for name in sorted(points):
-        x, y = at(name)
+    names = _names(spots)
+    for name, (x, y) in sorted(spots.items()):
         kind = "control" if name in CONTROL_NAMES else "method"
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" class="{kind}"/>')
-        parts.append(f'<text x="{x + 8:.1f}" y="{y + 4:.1f}">{escape(name)}</text>')
+        told = f"{name}: {points[name][0]:.3g}, {points[name][1]:.3g}"
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" class="{kind}"><title>{escape(told)}</title></circle>')
+        parts += _name(name, (x, y), names[name])
     return "\n".join([*parts, "</svg>"])
 
 
@@ -53,21 +61,66 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
     return low - room, high + room
 
 
+def _names(spots: Mapping[str, tuple[float, float]]) -> dict[str, Box]:
+    """Where each name goes: as near to its point as may be, over no other name and no point."""
+    taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in spots.values()]
+    found = {}
+    for name, (x, y) in sorted(spots.items(), key=lambda item: item[1]):
+        wide = len(name) * _LETTER
+        boxes = [(x + dx, y + dy, x + dx + wide, y + dy + _LINE) for dx, dy in _tries(wide)]
+        inside = [box for box in boxes if box[0] > _LEFT and box[2] < _WIDTH and box[1] > 0 and box[3] < _BOTTOM]
+        free = [box for box in inside if not any(_meet(box, other) for other in taken)]
+        found[name] = (free or inside or boxes)[0]
+        taken.append(found[name])
+    return found
+
+
+def _tries(wide: float) -> Iterator[tuple[float, float]]:
+    """Offsets of a name's upper left corner from its point, nearest first, the right side before the left."""
+    for ring in range(14):
+        for step in (0, -1, 1) if ring == 0 else (-ring, ring):
+            for side in (8 + ring * 4, -8 - ring * 4 - wide, -wide / 2):
+                if side != -wide / 2 or abs(step) > 0:
+                    yield side, step * _LINE - _LINE / 2
+
+
+def _meet(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _name(name: str, spot: tuple[float, float], box: Box) -> list[str]:
+    """A name in its place, with a thin line to its point if that is not beside it."""
+    (x, y), (left, top, right, bottom) = spot, box
+    end = (min(max(x, left), right), min(max(y, top), bottom))
+    far = math.dist(end, spot) > 12
+    line = f'<path d="M{x:.1f} {y:.1f}L{end[0]:.1f} {end[1]:.1f}" class="leader"/>' if far else ""
+    return [*([line] if line else []), f'<text x="{left:.1f}" y="{bottom - 3:.1f}">{escape(name)}</text>']
+
+
+def _ticks(low: float, high: float, log: bool) -> list[tuple[float, str]]:
+    """Round values inside a span, with how they are written; of a logarithm, powers of ten and what lies between."""
+    if log:
+        marks = [(k + math.log10(m), f"{m * 10.0**k:g}") for k in range(-4, 9) for m in (1, 2, 5)]
+        inside = [one for one in marks if low <= one[0] <= high]
+        return inside if len(inside) <= 6 else [one for one in inside if one[1].strip("0.") == "1"]
+    rough = (high - low) / 5
+    ten = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * ten for m in (1, 2, 5, 10) if m * ten >= rough)
+    return [(i * step, f"{i * step:.6g}") for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
 def _axes(xs: tuple[float, float], ys: tuple[float, float], labels: tuple[str, str], log: bool) -> list[str]:
-    right, bottom = _WIDTH - 120, _HEIGHT - _PAD
-    parts = [f'<path d="M{_PAD} {_PAD}V{bottom}H{right}" class="axis"/>']
-    for i in range(5):
-        share = i / 4
-        x, y = _PAD + share * (right - _PAD), bottom - share * (bottom - _PAD)
-        value = xs[0] + share * (xs[1] - xs[0])
-        told = f"{10**value:.3g}" if log else f"{value:.3g}"
-        parts.append(f'<text x="{x:.0f}" y="{bottom + 18}" class="tick" text-anchor="middle">{told}</text>')
-        level = f"{ys[0] + share * (ys[1] - ys[0]):.3g}"
-        parts.append(f'<text x="{_PAD - 6}" y="{y + 4:.0f}" class="tick" text-anchor="end">{level}</text>')
-    middle = (right + _PAD) / 2
-    parts.append(f'<text x="{middle:.0f}" y="{_HEIGHT - 10}" text-anchor="middle">{escape(labels[0])}</text>')
-    turn = f"rotate(-90 14 {(bottom + _PAD) / 2:.0f})"
-    parts.append(
-        f'<text x="14" y="{(bottom + _PAD) / 2:.0f}" transform="{turn}" text-anchor="middle">{escape(labels[1])}</text>'
-    )
+    parts = [f'<path d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}" class="axis"/>']
+    for value, told in _ticks(*xs, log):
+        x = _LEFT + (value - xs[0]) / (xs[1] - xs[0]) * (_RIGHT - _LEFT)
+        parts.append(f'<path d="M{x:.1f} {_BOTTOM}v4" class="axis"/>')
+        parts.append(f'<text x="{x:.1f}" y="{_BOTTOM + 17}" class="tick" text-anchor="middle">{told}</text>')
+    for value, told in _ticks(*ys, False):
+        y = _BOTTOM - (value - ys[0]) / (ys[1] - ys[0]) * (_BOTTOM - _TOP)
+        parts.append(f'<path d="M{_LEFT} {y:.1f}h-4" class="axis"/>')
+        parts.append(f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" class="tick" text-anchor="end">{told}</text>')
+    across, down = (_LEFT + _RIGHT) / 2, (_TOP + _BOTTOM) / 2
+    parts.append(f'<text x="{across:.0f}" y="{_HEIGHT - 10}" text-anchor="middle">{escape(labels[0])}</text>')
+    turn = f'transform="rotate(-90 14 {down:.0f})"'
+    parts.append(f'<text x="14" y="{down:.0f}" {turn} text-anchor="middle">{escape(labels[1])}</text>')
     return parts

@@ -25,15 +25,18 @@ _THUMB = 80
 _MOST_THUMBS = 1200
 _SHEET_PROMPTS = 4
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#222}
-table{border-collapse:collapse;font-size:13px;margin:.6rem 0 1.4rem;display:block;overflow-x:auto}
-td,th{padding:.25rem .55rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
-td:first-child,th:first-child{text-align:left}
-small{color:#777}tr.control{color:#777;font-style:italic}.flag{color:#b00}
-.chart{width:40rem;max-width:100%}.chart text{font-size:11px;fill:#333}.chart .tick{fill:#888;font-size:10px}
-.axis{stroke:#999;fill:none}.front{stroke:#2a7;fill:none;stroke-dasharray:4 3}
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem;color:#222}
+table{border-collapse:collapse;font-size:12.5px;margin:.6rem 0 1.4rem;display:block;overflow-x:auto}
+td,th{padding:.25rem .35rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap;line-height:1.25}
+th{white-space:normal;vertical-align:bottom}
+td:first-child,th:first-child{text-align:left;position:sticky;left:0;background:#fff}
+small{color:#777;display:block;font-size:10px}tr.control{color:#777;font-style:italic}.flag{color:#b00}
+.charts{display:flex;flex-wrap:wrap;gap:1rem}.charts div{flex:1 1 30rem;max-width:40rem}
+.chart{width:100%}.chart text{font-size:11px;fill:#333}.chart .tick{fill:#888;font-size:10px}
+.axis{stroke:#999;fill:none}.leader{stroke:#bbb;fill:none}.front{stroke:#2a7;fill:none;stroke-dasharray:4 3}
 .method{fill:#2666cf}.control{fill:#aaa}img{display:block;image-rendering:auto}
-.sheet td{padding:2px;border:0;text-align:center}.sheet td:first-child{padding-right:.6rem}
+.sheet td{padding:2px;border:0}.sheet td:first-child{padding-right:.6rem}
+.sheet th{max-width:84px;text-align:left;vertical-align:bottom}
 """
 
 
@@ -185,22 +188,37 @@ def _html(folder: Path, rows: Sequence[Row], records: Sequence[Mapping[str, Any]
 
 def _board(rows: Sequence[Row]) -> str:
     shown = _shown(rows)
-    sets = sorted({name for row in rows for name in row.sets})
-    heads = ["method", *(COLUMNS[name][0] for name in shown), *sets, *_COSTS]
+    heads = ["method", *(COLUMNS[name][0] for name in shown), *_COSTS]
     body = []
     for row in rows:
         name = escape(row.method) + (' <span class="flag">copies photos</span>' if row.copied else "")
         cells = [name]
         for metric in shown:
             told = row.means.get(metric)
-            cells.append(f"{told[0]:.3f} <small>{told[1]:.3f} to {told[2]:.3f}</small>" if told else "")
-        cells += [f"{row.sets[name]:.3f}" if name in row.sets else "" for name in sets]
-        body.append(("control" if row.method in CONTROL_NAMES else "", [*cells, *_costs(row)]))
+            ends = "–".join(f"{end:.3f}".replace("-", "−") for end in told[1:]) if told else ""
+            cells.append(f"{told[0]:.3f}<small>{ends}</small>" if told else "")
+        body.append((_kind(row), [*cells, *_costs(row)]))
     note = f"{_arrows(shown)} Small: 95 % bootstrap interval over {rows[0].subjects} subjects."
+    return f"<p>{escape(note)}</p>" + _table(heads, body) + _distances(rows)
+
+
+def _kind(row: Row) -> str:
+    return "control" if row.method in CONTROL_NAMES else ""
+
+
+def _distances(rows: Sequence[Row]) -> str:
+    """Distances between all pictures of a method and the photos not learned from."""
+    sets = sorted({name for row in rows for name in row.sets})
+    body = [
+        (_kind(row), [escape(row.method), *(f"{row.sets[s]:.3f}" if s in row.sets else "" for s in sets)])
+        for row in rows
+        if row.sets
+    ]
+    if not body:
+        return ""
     small = min(row.pictures for row in rows)
-    if sets and small < 2000:
-        note += f" Distances of sets rest on {small} pictures only: compare rows, not papers."
-    return f"<p>{escape(note)}</p>" + _table(heads, body)
+    few = f"<p>They rest on {small} pictures only: compare rows, not papers.</p>" if small < 2000 else ""
+    return f"<details><summary>distances of sets</summary>{few}{_table(['method', *sets], body)}</details>"
 
 
 def _charts(rows: Sequence[Row]) -> list[str]:
@@ -215,10 +233,11 @@ def _charts(rows: Sequence[Row]) -> list[str]:
         if row.method not in ("paste", "real")
     }
     return [
-        "<h3>Fidelity against alignment</h3>",
+        '<div class="charts"><div><h3>Fidelity against alignment</h3>',
         scatter(plane, ("subject fidelity", "text alignment (CLIP-T)"), pareto=True),
-        "<h3>Cost against quality</h3>",
+        "</div><div><h3>Cost against quality</h3>",
         scatter(cost, ("seconds a subject, learning and drawing", "quality"), log=True),
+        "</div></div>",
     ]
 
 

@@ -65,6 +65,17 @@ def test_a_run_killed_while_drawing_goes_on_to_the_same_scores(plan, tmp_path, m
     assert a["key"] == b["key"]
 
 
+def test_pictures_that_newer_metrics_score_again_cost_what_they_cost(plan, tmp_path, monkeypatch):
+    from fromfew.metrics.subject import CopyRate
+
+    bench(plan(methods=("base",), subjects=1), tmp_path)
+    monkeypatch.setattr(CopyRate, "version", 99)
+    assert bench(plan(methods=("base",), subjects=1), tmp_path).done == 1
+    old, new = (one for one in read(tmp_path) if one["kind"] == "cell")
+    assert old["key"] != new["key"]
+    assert new["seconds"]["draw"] >= old["seconds"]["draw"] > 0
+
+
 def test_a_line_cut_short_by_a_kill_is_passed_over_and_the_next_is_whole(tmp_path):
     prepare(tmp_path)
     append(tmp_path, {"key": "a", "kind": "cell"})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -23,6 +25,7 @@ STOP = "stop"
 """What the watcher returns when the training loop is to end the stage."""
 RULES = ("front", "loss")
 _TIMES = (0.25, 0.5, 0.75, 0.9)
+_FAR = 0.9
 _CONTEXTS = ("on the beach", "in the snow")
 _STYLED = ("a cat", "a house")
 
@@ -121,7 +124,10 @@ class Watcher:
         self.best: Look | None = None
         self.kept: list[dict[str, Tensor]] = []
         self.why = ""
-        self.probe = _Probe(bb, refs, seed)
+        self.seconds = 0.0
+        """What looking has cost so far, of this process."""
+        with self._timed():
+            self.probe = _Probe(bb, refs, seed)
 
     @property
     def sentence(self) -> str:
@@ -137,7 +143,8 @@ class Watcher:
         every = self.every or max(10, total // 40)
         parts = self._parts()
         if parts and (done % every == 0 or done == total) and not self.why:
-            self._look(parts, done)
+            with self._timed():
+                self._look(parts, done)
             note = f"{note}, fidelity {self.looks[-1].fidelity:.3f}, alignment {self.looks[-1].alignment:.3f}"
         if self.inner is not None:
             self.inner(done, total, note.strip(", "))
@@ -164,6 +171,14 @@ class Watcher:
         best = asdict(self.best) if self.best else None
         told = {"looks": [asdict(look) for look in self.looks], "best": best, "why": self.why}
         return told, {f"{i}.{name}": v for i, state in enumerate(self.kept) for name, v in state.items()}
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = monotonic()
+        try:
+            yield
+        finally:
+            self.seconds += monotonic() - began
 
     def _parts(self) -> list[Part]:
         return [entry.part for entry in attached(self.bb) if any(True for _ in entry.part.parameters())]
@@ -235,26 +250,25 @@ class _Probe:
             self.target = bb.path.target(self.x0, self.noise, self.t)
             # Where a prompt decides most, everything still is noise.
             self.far = torch.randn((1, *self.x0.shape[1:]), generator=rng).to(self.x0)
-            plain = self._predict(self.xt, self.t, [self.plain] * len(self.xt))
+            plain, far = self._predict(self.plain, [self.plain, *(base for _, base in self.contexts)])
             self.zero = float((plain - self.target).square().mean())
-            self.far_plain = self._far(self.plain)
-            self.shifts = [self._far(base) - self.far_plain for _, base in self.contexts]
+            self.far_plain, self.shifts = far[0], [one - far[0] for one in far[1:]]
 
     def look(self, step: int) -> Look:
         """Everything, with what is attached now."""
         with torch.no_grad():
-            pred = self._predict(self.xt, self.t, [self.word] * len(self.xt))
+            pred, far = self._predict(self.word, [self.word, self.plain, *(said for said, _ in self.contexts)])
             loss = float((pred - self.target).square().mean())
-            here = self._far(self.word)
-            now = [self._far(said) - here for said, _ in self.contexts]
-            pairs = zip(now, self.shifts, strict=True)
+            pairs = [(one - far[0], shift) for one, shift in zip(far[2:], self.shifts, strict=True)]
             cosines = [torch.cosine_similarity(a.flatten(), b.flatten(), dim=0) for a, b in pairs]
-            moved = self._far(self.plain) - self.far_plain
+            moved = far[1] - self.far_plain
             drift = float(moved.square().mean() / self.far_plain.square().mean().clamp(min=1e-12))
         return Look(step, loss, 1 - loss / max(self.zero, 1e-12), float(torch.stack(cosines).mean()), drift)
 
-    def _far(self, prompt: str) -> Tensor:
-        return self._predict(self.far, torch.full((1,), 0.9, device=self.far.device), [prompt])
-
-    def _predict(self, xt: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
-        return self.bb.predict(xt, t, self.bb.embed(prompts), Rows.plain(len(xt), t)).float()
+    def _predict(self, near: str, far: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """What is said of the held-out views, all asked one prompt, and of noise, asked several; one pass."""
+        xt = torch.cat([self.xt, self.far.expand(len(far), *self.far.shape[1:])])
+        t = torch.cat([self.t, self.t.new_full((len(far),), _FAR)])
+        text = self.bb.embed([near] * len(self.xt) + list(far))
+        pred = self.bb.predict(xt, t, text, Rows.plain(len(xt), t)).float()
+        return pred[: len(self.xt)], pred[len(self.xt) :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from fromfew.fit import Stage
     from fromfew.ports.part import Parts
 
-__all__ = ["best_of", "copied"]
+__all__ = ["best_of", "copied", "halts"]
 
 
 def copied(parts: Parts) -> dict[str, Tensor]:
@@ -36,3 +37,10 @@ def best_of(stages: Iterable[Stage], parts: Parts, score: Callable[[], float]) -
         if value > best:
             best, kept = value, copied(parts)
     parts.load_state_dict(kept)
+
+
+def halts(stage: Stage, count: int) -> Iterator[Stage]:
+    """A stage in ``count`` shorter ones of as many steps in all, at least one each."""
+    for nth in range(1, count + 1):
+        steps = stage.steps * nth // count - stage.steps * (nth - 1) // count
+        yield replace(stage, steps=max(1, steps), name=f"{stage.name}, {nth} of {count}")

@@ -25,7 +25,7 @@ def cache_folder() -> Path:
 
 
 def class_images(
-    bb: Backbone, noun: str, count: int, *, seed: int, folder: Path | None = None, steps: int = 20,
+    bb: Backbone, noun: str, count: int, *, seed: int, folder: Path | None = None, steps: int | None = None,
     guidance: float = 5.0, templates: str | Sequence[str] = ("a {}",),
     watch: Callable[[int, int, str], None] | None = None,
 ) -> list[Image.Image]:  # fmt: skip
@@ -37,7 +37,7 @@ def class_images(
         count: How many pictures.
         seed: Their seed.
         folder: Where to keep them; default: the user's cache (``FROMFEW_CACHE``, else ``~/.cache/fromfew``).
-        steps: Sampling steps.
+        steps: Sampling steps; default: as many as the base usually takes, but no more than 25.
         guidance: Scale of classifier-free guidance.
         templates: As for `photo_batches`.
         watch: Called with (done, count, what).
@@ -47,7 +47,7 @@ def class_images(
     from fromfew.io.pictures import read_picture
     from fromfew.make import make
 
-    lines = sentences(templates)
+    lines, steps = sentences(templates), steps or min(bb.defaults.steps, 25)
     what = hashlib.sha256(repr((bb.fingerprint(), noun, seed, steps, guidance, lines)).encode()).hexdigest()
     home = (folder or cache_folder() / "class") / f"{noun.replace(' ', '-')}-{what[:16]}"
     # Eight at a time, each eight with a seed of its own: an interrupted run keeps what it drew, bit for bit.

@@ -11,13 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fromfew.ports.part import bare
+from fromfew.templates import plain_of
+
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
     from fromfew.fit import Step, Term
+    from fromfew.parts.residual import Residual
 
 __all__ = [
-    "aligned", "alike", "anchored", "apart", "besides", "classed", "denoise", "focused", "mapped_as", "masked", "only",
-    "unmixed",
+    "aligned", "alike", "anchored", "apart", "besides", "classed", "denoise", "focused", "held_first", "held_rest",
+    "mapped_as", "masked", "only", "unmixed",
 ]  # fmt: skip
 
 
@@ -226,3 +230,29 @@ def alike(word: str, noun: str, *, mean: float, variance: float) -> Term:
         return torch.where((one.sum(1) > 0) & (other.sum(1) > 0), far, 0.0)
 
     return apart
+
+
+def held_first(bb: Backbone, word: Residual) -> Term:
+    """Distance of the state of each prompt's first token from what the untouched base makes of the noun: ``[B]``.
+
+    Of Cones 2 (arXiv:2305.19327), as `held_rest`, which holds all that stands behind the noun.
+    """
+    return _held(bb, word, lambda last: slice(0, 1))
+
+
+def held_rest(bb: Backbone, word: Residual) -> Term:
+    """Distance of the states behind each prompt's noun from those of the untouched base: ``[B]``."""
+    return _held(bb, word, lambda last: slice(last + 1, None))
+
+
+def _held(bb: Backbone, word: Residual, where: Callable[[int], slice]) -> Term:
+    def far(step: Step) -> Tensor:
+        values = []
+        with torch.no_grad(), bare(bb):
+            still = bb.embed([plain_of(caption, word.placeholder, word.noun) for caption in step.batch.captions])
+        for row in range(len(step.text)):
+            at = where(max(word.places(step.text, row), default=0))
+            values.append((step.text.states[row, at] - still.states[row, at]).float().norm())
+        return torch.stack(values)
+
+    return far

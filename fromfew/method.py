@@ -165,13 +165,20 @@ class Tuned(Learner):
         ):
             if getattr(self, name) not in choices:
                 raise unknown(name, str(getattr(self, name)), [choice for choice in choices if choice])
-        for name in ("prior", "views", "outside", "class_anchor", "weight_decay", "attention_sparsity"):
-            if not getattr(self, name) >= 0:
-                raise FromfewError(f"{name} must not be below 0, as {getattr(self, name)} is.")
-        if self.outside > 1:
-            raise FromfewError(f"outside is 0 to 1, not {self.outside}: the rest counts no more than the subject.")
+        anything = (0, math.inf)
+        self.within(prior=anything, views=anything, outside=(0, 1), class_anchor=anything)
+        self.within(weight_decay=anything, attention_sparsity=anything)
         if self.modifier == "text" and not self.text:
             raise FromfewError("With modifier 'text' say which text: text='...'.")
+
+    def only_word(self) -> None:
+        """Refuse any modifier but a learned word, for methods that make something of the word.
+
+        Raises:
+            FromfewError: Naming the setting.
+        """
+        if self.modifier != "word":
+            raise FromfewError(f"{self.name()} learns what a word stands for: leave modifier at 'word'.")
 
     @abstractmethod
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
@@ -308,10 +315,9 @@ class Tuned(Learner):
         if self.prior_from == "base":
             plain = [named(self._photos(bb, one, self._share(refs)), str(one.noun)) for one in refs.subjects]
             return joined(photos, *plain)
-        steps, share = min(bb.defaults.steps, 25), math.ceil((self.batch or 1) / len(nouns))
-        plain = []
+        plain, share = [], math.ceil((self.batch or 1) / len(nouns))
         for noun in sorted(map(str, nouns)):
-            drawn = class_images(bb, noun, self.class_images or 16, seed=seed, steps=steps)
+            drawn = class_images(bb, noun, self.class_images or 16, seed=seed)
             plain.append(class_batches(drawn, noun=noun, size=bb.default_size, batch=share))
         return joined(photos, *plain)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,11 @@ from torch import Tensor, nn
 
 from fromfew.errors import FromfewError
 
-__all__ = ["BEST", "Pool", "Scorer", "worth"]
+if TYPE_CHECKING:
+    from fromfew.backbones.base import Backbone
+    from fromfew.ports.part import Parts
+
+__all__ = ["BEST", "Pool", "Scorer", "drawn_worth", "worth"]
 
 BEST = 10.0
 """The highest score and label."""
@@ -156,6 +161,25 @@ def worth(quality: Tensor, match: Tensor) -> float:
     """One score of several pictures: ``10 sin(π a / 20) sin(π c / 20)`` of the mean quality and the mean match."""
     a, c = float(quality.mean().clamp(0, BEST)), float(match.mean().clamp(0, BEST))
     return BEST * math.sin(math.pi * a / 20) * math.sin(math.pi * c / 20)
+
+
+def drawn_worth(
+    bb: Backbone, prompts: list[str], parts: Parts, scorer: Scorer, see: Callable[[Tensor], Tensor], *, seed: int
+) -> float:
+    """The worth of pictures drawn with parts as they are.
+
+    Args:
+        bb: The base.
+        prompts: What is drawn.
+        parts: What is judged.
+        scorer: Who judges.
+        see: Pictures ``[B, 3, H, W]`` to the features that the scorer knows.
+        seed: Of the pictures.
+    """
+    from fromfew.make import make
+
+    features = see(make(bb, prompts, parts, seed=seed).tensor)
+    return worth(scorer.quality(features), scorer.match(features))
 
 
 def _judge(file: Path, width: int) -> nn.Linear:

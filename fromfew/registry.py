@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import import_module
@@ -42,6 +43,18 @@ class Named:
     def settings(self) -> dict[str, Any]:
         """All settings as plain JSON."""
         return json.loads(json.dumps(asdict(cast(Any, self))))
+
+    def within(self, **ranges: tuple[float, float]) -> None:
+        """Refuse settings outside their ranges, both ends of which are allowed; one that is None is left open.
+
+        Raises:
+            FromfewError: Naming the setting and its range.
+        """
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                right = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+                raise FromfewError(f"{name} is {right}, not {value:g}.")
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:

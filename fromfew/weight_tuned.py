@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fromfew.errors import FromfewError
 from fromfew.method import Tuned
 
 if TYPE_CHECKING:
@@ -79,8 +78,7 @@ class RankTuned(WeightTuned):
             FromfewError: Naming the setting.
         """
         super().__post_init__()
-        if self.rank is not None and not 1 <= self.rank <= 1024:
-            raise FromfewError(f"rank is 1 to 1024, not {self.rank}.")
+        self.within(rank=(1, 1024))
 
     @property
     def thin(self) -> tuple[int, float]:

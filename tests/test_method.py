@@ -5,6 +5,7 @@ import textwrap
 import pytest
 
 import fromfew
+from fromfew.commands.settings import settings_of
 from fromfew.errors import FromfewError
 from fromfew.method import Free, Learner, Tuned, cards, find, names
 from fromfew.recipes import RECIPES, recipe
@@ -101,14 +102,13 @@ def test_open_settings_are_filled_in_by_the_base_and_given_ones_kept():
     assert recipe("lora", "world")["steps"] == RECIPES["world"]["lora"]["steps"]
 
 
-@pytest.mark.parametrize("name", sorted(SIX))
-def test_every_open_setting_has_a_recipe_on_every_base(name):
-    from dataclasses import fields
-
-    by_choice = {"text", "alpha", "weights", "prompt"}
-    usual = recipe(name, "some-base")
-    for one in fields(find(name)):
-        assert one.default is not None or one.name in usual or one.name in by_choice, one.name
+@pytest.mark.parametrize("name", names())
+def test_what_is_chosen_for_the_base_has_a_recipe_on_every_base(name):
+    chosen = {one.name for one in settings_of(name) if one.default is None and "chosen" in one.about} - {"text"}
+    if cards()[name]["kind"] == "tuned":
+        assert chosen >= {"steps", "batch", "lr"}
+    for base in ("some-base", "world"):
+        assert sorted(chosen - set(recipe(name, base))) == [], base
 
 
 def test_pictures_of_the_plain_noun_need_a_noun():

@@ -28,6 +28,12 @@ class TextEncoder:
     width: int
     length: int
 
+    @property
+    def table(self) -> Tensor:
+        """``[V, width]`` the vectors of all its tokens, detached, as float on the CPU; to be read only."""
+        weight: Any = self.embedding.weight
+        return weight.detach().float().cpu()
+
 
 @dataclass(frozen=True, eq=False)
 class Text:

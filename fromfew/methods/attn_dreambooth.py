@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING, Literal
 
 from fromfew.errors import FromfewError
@@ -67,10 +68,8 @@ class AttnDreamBooth(Tuned):
             FromfewError: Naming the setting.
         """
         super().__post_init__()
-        if self.modifier != "word":
-            raise FromfewError("attn-dreambooth learns a word first: leave modifier at 'word'.")
-        if self.mean < 0 or self.variance < 0:
-            raise FromfewError(f"mean and variance are at least 0, not {self.mean} and {self.variance}.")
+        self.only_word()
+        self.within(mean=(0, inf), variance=(0, inf))
 
     def refuse(self, bb: Backbone, refs: References | None) -> None:
         """Also refuse photos without a noun.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 from fromfew.errors import FromfewError
@@ -56,8 +57,9 @@ class BOFT(WeightTuned):
             FromfewError: Naming the setting.
         """
         super().__post_init__()
-        if self.side < 2 or self.side % 2 or not 1 <= self.factors <= 8:
-            raise FromfewError(f"side is an even number and factors 1 to 8, not {self.side} and {self.factors}.")
+        self.within(side=(2, inf), factors=(1, 8))
+        if self.side % 2:
+            raise FromfewError(f"side is an even number, not {self.side}.")
 
     def change(self, maps: Mapping[str, nn.Module], rng: Generator) -> Part:
         """A butterfly of rotations of every map's inputs."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING
 
-from fromfew.errors import FromfewError
 from fromfew.method import Tuned
 
 if TYPE_CHECKING:
@@ -64,12 +64,8 @@ class BreakAScene(Tuned):
     def __post_init__(self) -> None:
         """Also refuse a modifier with nothing to learn in the first stage, and shares that leave nothing."""
         super().__post_init__()
-        if self.modifier != "word":
-            raise FromfewError("break-a-scene learns a word for each thing: leave modifier at 'word'.")
-        if not 0 <= self.words_first <= 0.95:
-            raise FromfewError(f"words_first is 0 to 0.95, not {self.words_first}.")
-        if not 0 <= (self.low_rank or 0) <= 1024 or self.attention < 0:
-            raise FromfewError("low_rank is 0 to 1024, and attention is not below 0.")
+        self.only_word()
+        self.within(words_first=(0, 0.95), low_rank=(0, 1024), attention=(0, inf))
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
         """A word for every thing, beginning as its noun, and a change of the weights that all share."""

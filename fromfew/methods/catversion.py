@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Literal
 
 from fromfew.errors import FromfewError
@@ -60,12 +61,7 @@ class CatVersion(Tuned):
         super().__post_init__()
         if self.modifier != "word":
             raise FromfewError("catversion learns in front of the noun and has no word: leave modifier at 'word'.")
-        if not 1 <= self.length <= 64:
-            raise FromfewError(f"length is 1 to 64, not {self.length}.")
-        if self.last is not None and self.last < 1:
-            raise FromfewError(f"last is 1 or more, not {self.last}.")
-        if self.spread < 0:
-            raise FromfewError(f"spread is 0 or more, not {self.spread:g}.")
+        self.within(length=(1, 64), last=(1, inf), spread=(0, inf))
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
         """The prefix, which the placeholder calls."""

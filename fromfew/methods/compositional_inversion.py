@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fromfew.errors import FromfewError
 from fromfew.method import Tuned
 
 if TYPE_CHECKING:
@@ -65,12 +64,8 @@ class CompositionalInversion(Tuned):
         from fromfew.parts.box import Box
 
         super().__post_init__()
-        if self.modifier != "word":
-            raise FromfewError("compositional-inversion learns a word and nothing else: leave modifier at 'word'.")
-        if not 1 <= self.vectors <= 16:
-            raise FromfewError(f"vectors is 1 to 16, not {self.vectors}.")
-        if not 0 <= self.attract <= 1:
-            raise FromfewError(f"attract is 0 to 1, not {self.attract:g}.")
+        self.only_word()
+        self.within(vectors=(1, 16), attract=(0, 1))
         if self.box is not None:
             Box("<v>", self.box, scale=self.scale, until=self.until)
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING, Literal
 
 from fromfew.errors import FromfewError
 from fromfew.method import Tuned
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Generator
 
     from fromfew.backbones.base import Backbone
     from fromfew.data import Batch
-    from fromfew.fit import Stage, Step, Term
-    from fromfew.parts.residual import Residual
+    from fromfew.fit import Stage
     from fromfew.ports.part import Parts
     from fromfew.references import References
 
@@ -60,8 +60,7 @@ class Cones2(Tuned):
         super().__post_init__()
         if self.modifier != "word" or not self.noun:
             raise FromfewError("cones2 adds to the noun: leave modifier at 'word' and noun on.")
-        if self.hold_first < 0 or self.hold_rest < 0:
-            raise FromfewError("hold_first and hold_rest must not be below 0.")
+        self.within(hold_first=(0, inf), hold_rest=(0, inf))
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
         """What is added, nothing yet, and the encoders' change, which is not kept."""
@@ -80,6 +79,7 @@ class Cones2(Tuned):
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """One stage; the encoders learn to say more of the bare noun."""
         from fromfew.fit import Stage
+        from fromfew.losses import held_first, held_rest
 
         batches = self.photos(bb, refs)
 
@@ -87,8 +87,7 @@ class Cones2(Tuned):
             batch = batches(rng)
             return replace(batch, captions=[refs.words] * len(batch))
 
-        held: list[tuple[float, Term]] = [(self.hold_first, _held(bb, parts.word, first=True))]
-        held.append((self.hold_rest, _held(bb, parts.word, first=False)))
+        held = [(self.hold_first, held_first(bb, parts.word)), (self.hold_rest, held_rest(bb, parts.word))]
         yield Stage(
             steps=self.steps or 1,
             batches=bare_noun,
@@ -99,53 +98,6 @@ class Cones2(Tuned):
 
     def keep(self, bb: Backbone, parts: Parts) -> Parts:
         """What the noun's state has gained, mean over sentences."""
-        import torch
-
-        from fromfew.parts.residual import Residual
         from fromfew.ports.part import Parts
 
-        word: Residual = parts.word
-        with torch.no_grad():
-            kept = Residual.build(word.config())
-            kept.vectors["states"].copy_(gained(bb, word, parts))
-        return Parts(word=kept)
-
-
-def gained(bb: Backbone, word: Residual, parts: Parts) -> Tensor:
-    """``[1, C]`` mean over sentences of tuned minus untouched states at the noun."""
-    import torch
-
-    from fromfew.templates import TEMPLATES
-
-    called = f"{word.placeholder} {word.noun}"
-    prompts = [sentence.replace("{}", called) for sentence in TEMPLATES["photo"]]
-    shifts = []
-    with torch.no_grad():
-        for prompt in prompts:
-            with bb.attach(word):
-                before = bb.embed([prompt])
-            with bb.attach(word), bb.attach(parts.encoder):
-                after = bb.embed([prompt])
-            at = word.places(before, 0)
-            shifts.append((after.states - before.states)[0, at].float())
-    return torch.cat(shifts).mean(0, keepdim=True).cpu()
-
-
-def _held(bb: Backbone, word: Residual, *, first: bool) -> Term:
-    """Distance of the states before, or behind, the noun from those of the untouched base."""
-    import torch
-
-    from fromfew.ports.part import bare
-    from fromfew.templates import plain_of
-
-    def term(step: Step) -> Tensor:
-        values = []
-        with torch.no_grad(), bare(bb):
-            still = bb.embed([plain_of(caption, word.placeholder, word.noun) for caption in step.batch.captions])
-        for row in range(len(step.text)):
-            last = max(word.places(step.text, row), default=0)
-            at = slice(0, 1) if first else slice(last + 1, None)
-            values.append((step.text.states[row, at] - still.states[row, at]).float().norm())
-        return torch.stack(values)
-
-    return term
+        return Parts(word=parts.word.gained(bb, parts.encoder))

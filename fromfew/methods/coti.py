@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Literal
 
 from fromfew.errors import FromfewError
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from fromfew.backbones.base import Backbone
     from fromfew.fit import Stage
-    from fromfew.pool import Scorer
     from fromfew.ports.part import Parts
     from fromfew.references import References
 
@@ -75,14 +75,8 @@ class COTI(Tuned):
     def __post_init__(self) -> None:
         """Also refuse counts that cannot be."""
         super().__post_init__()
-        if self.modifier != "word":
-            raise FromfewError("coti learns a word and nothing else: leave modifier at 'word'.")
-        for name in ("initial", "add", "cycles", "checks", "previews"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise FromfewError(f"{name} is 1 or more, not {value}.")
-        if not 1 <= self.vectors <= 16:
-            raise FromfewError(f"vectors is 1 to 16, not {self.vectors}.")
+        self.only_word()
+        self.within(vectors=(1, 16), **dict.fromkeys(("initial", "add", "cycles", "checks", "previews"), (1, inf)))
         if not self.ladder or not all(factor > 0 for factor in self.ladder):
             raise FromfewError(f"ladder is a few factors above 0, not {list(self.ladder)}.")
 
@@ -94,45 +88,28 @@ class COTI(Tuned):
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """Cycle after cycle, rung after rung, as many stages a rung as it is checked."""
-        import torch
+        from torch import stack
 
-        from fromfew.best_of import best_of, copied
+        from fromfew.best_of import best_of, copied, halts
         from fromfew.class_images import class_images
         from fromfew.encoders import look_at, squares
-        from fromfew.pool import Pool, Scorer
+        from fromfew.fit import Stage
+        from fromfew.pool import Pool, Scorer, drawn_worth
         from fromfew.views import picture_tensor
 
-        steps = min(bb.defaults.steps, 25)
-        drawn = class_images(bb, refs.noun or "picture", self.class_images or 16, seed=seed, steps=steps)
-        photos = look_at(self.eye, squares(refs, bb.default_size), bb.device)
-        other = look_at(self.eye, torch.stack([picture_tensor(one) for one in drawn]), bb.device)
+        see = partial(look_at, self.eye, device=bb.device)
+        drawn = class_images(bb, refs.noun or "picture", self.class_images or 16, seed=seed)
+        photos, other = see(squares(refs, bb.default_size)), see(stack([picture_tensor(one) for one in drawn]))
         pool, began = Pool.of(len(refs), self.initial), copied(parts)
         scorer = Scorer(photos.shape[1], self.hidden or (4096, 2048), judge=self.judge, seed=seed)
-        score = partial(self.seen, bb, refs, parts, scorer, seed)
+        prompts = [f"a photo of a {refs.placeholder} {refs.noun or ''}".strip()] * self.previews
+        score = partial(drawn_worth, bb, prompts, parts, scorer, see, seed=seed)
         for cycle in range(self.cycles or 1):
             pool.grow(scorer, photos, other, self.add, cycle / (self.cycles or 1))
             chosen = replace(refs, photos=tuple(refs.photos[i] for i in sorted(pool.labels)))
             parts.load_state_dict(began)
-            for rung in range(len(self.ladder)):
-                yield from best_of(self._rung(bb, chosen, parts, seed, cycle, rung), parts, score)
-
-    def _rung(self, bb: Backbone, refs: References, parts: Parts, seed: int, cycle: int, rung: int) -> Iterator[Stage]:
-        """All the steps of one rung, in as many stages as it is checked."""
-        from fromfew.fit import Stage
-
-        batches, checks, total = self.with_prior(bb, refs, seed=seed), self.checks or 1, self.steps or 1
-        for nth in range(1, checks + 1):
-            steps = max(1, total * nth // checks - total * (nth - 1) // checks)
-            name = f"cycle {cycle + 1}, rung {rung + 1}, {nth} of {checks}"
-            yield Stage(steps, batches, self.terms(), {parts.word: (self.lr or 0.0) * self.ladder[rung]}, name=name)
-
-    def seen(self, bb: Backbone, refs: References, parts: Parts, scorer: Scorer, seed: int) -> float:
-        """The score of a few pictures drawn with the word as it is."""
-        from fromfew.encoders import look_at
-        from fromfew.make import make
-        from fromfew.pool import worth
-
-        prompt = f"a photo of a {refs.placeholder} {refs.noun or ''}".strip()
-        drawn = make(bb, [prompt] * self.previews, parts, seed=seed).tensor
-        features = look_at(self.eye, drawn, bb.device)
-        return worth(scorer.quality(features), scorer.match(features))
+            batches = self.with_prior(bb, chosen, seed=seed)
+            for rung, factor in enumerate(self.ladder, 1):
+                rates, name = {parts.word: (self.lr or 0.0) * factor}, f"cycle {cycle + 1}, rung {rung}"
+                stage = Stage(self.steps or 1, batches, self.terms(), rates, name=name)
+                yield from best_of(halts(stage, self.checks or 1), parts, score)

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fromfew.errors import FromfewError
 from fromfew.method import Tuned
 
 if TYPE_CHECKING:
@@ -59,10 +58,8 @@ class Detex(Tuned):
     def __post_init__(self) -> None:
         """Also refuse a subject without a word, and words that are always dropped."""
         super().__post_init__()
-        if self.modifier != "word":
-            raise FromfewError("detex takes words apart: leave modifier at 'word'.")
-        if not 0 <= self.drop <= 0.9:
-            raise FromfewError(f"drop is 0 to 0.9, not {self.drop}.")
+        self.only_word()
+        self.within(drop=(0, 0.9))
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
         """The subject's word, two words a photo, and the maps that read the text."""

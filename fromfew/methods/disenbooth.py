@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import inf
 from typing import TYPE_CHECKING, Literal
 
-from fromfew.errors import FromfewError
 from fromfew.method import Tuned
 
 if TYPE_CHECKING:
@@ -66,10 +66,7 @@ class DisenBooth(Tuned):
     def __post_init__(self) -> None:
         """Also refuse a rank below 1, and weights below 0."""
         super().__post_init__()
-        if self.rank is not None and not 1 <= self.rank <= 1024:
-            raise FromfewError(f"rank is 1 to 1024, not {self.rank}.")
-        if min(self.weak, self.contrast, self.leftovers) < 0:
-            raise FromfewError("weak, contrast and leftovers must not be below 0.")
+        self.within(rank=(1, 1024), weak=(0, inf), contrast=(0, inf), leftovers=(0, inf))
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
         """The word and thin changes beside attention; the image branch if anything of it is to stay."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
-from fromfew.errors import FromfewError
 from fromfew.method import Pretrained, Tuned
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class E4T(Tuned, Pretrained):
     def __post_init__(self) -> None:
         """Also refuse a modifier that says nothing."""
         super().__post_init__()
-        if self.modifier != "word" or self.pull < 0:
-            raise FromfewError("e4t's word is said by its encoder: leave modifier at 'word', and pull at 0 or above.")
+        self.only_word()
+        self.within(pull=(0, inf))
 
     def modules(self, bb: Backbone) -> nn.Module:
         """The encoder behind the eye, and the offsets."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from fromfew.errors import FromfewError, unknown
 from fromfew.method import Tuned
@@ -61,13 +61,10 @@ class GradientFree(Tuned):
     def __post_init__(self) -> None:
         """Also refuse a search that cannot be."""
         super().__post_init__()
-        if self.modifier != "word":
-            raise FromfewError("gradient-free learns a word and nothing else: leave modifier at 'word'.")
+        self.only_word()
         if self.subspace not in ("prior", "pca"):
             raise unknown("subspace", str(self.subspace), ("prior", "pca"))
-        for name, low, high in (("vectors", 1, 16), ("dims", 1, 4096), ("population", 4, 1000)):
-            if not low <= getattr(self, name) <= high:
-                raise FromfewError(f"{name} is {low} to {high}, not {getattr(self, name)}.")
+        self.within(vectors=(1, 16), dims=(1, 4096), population=(4, 1000))
         if self.spread is not None and not self.spread > 0:
             raise FromfewError(f"spread must be above 0, not {self.spread:g}.")
 
@@ -88,8 +85,7 @@ class GradientFree(Tuned):
         each = max(1, self.dims // len(bb.text_encoders))
         dims = each * len(bb.text_encoders) if self.subspace == "pca" else self.dims
         for key, value in parts.word.vectors.items():
-            weight: Any = bb.text_encoders[key].embedding.weight
-            table = weight.detach().float().cpu()
+            table = bb.text_encoders[key].table
             if self.subspace == "prior":
                 directions[value] = random_directions(value.shape, dims, float(table.std()), rng)
                 continue

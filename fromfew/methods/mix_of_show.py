@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from math import inf
+from typing import TYPE_CHECKING, Literal
 
-from fromfew.errors import FromfewError
 from fromfew.method import Tuned
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Generator
 
     from fromfew.backbones.base import Backbone
-    from fromfew.backbones.text import TextEncoder
     from fromfew.data import Batch
     from fromfew.fit import Stage, Term
-    from fromfew.parts.word_table import WordTable
     from fromfew.ports.part import Parts
     from fromfew.references import References
 
@@ -69,30 +67,17 @@ class MixOfShow(Tuned):
     def __post_init__(self) -> None:
         """Also refuse what cannot be meant."""
         super().__post_init__()
-        if self.modifier != "word":
-            raise FromfewError("mix-of-show learns words: leave modifier at 'word'.")
-        if not 1 <= self.vectors <= 16:
-            raise FromfewError(f"vectors is 1 to 16, not {self.vectors}.")
-        if self.rank is not None and not 1 <= self.rank <= 1024:
-            raise FromfewError(f"rank is 1 to 1024, not {self.rank}.")
-        if self.attention < 0 or self.noise_offset < 0 or (self.norm_stop or 0) < 0:
-            raise FromfewError("attention, noise_offset and norm_stop must not be below 0.")
+        self.only_word()
+        self.within(vectors=(1, 16), rank=(1, 1024), attention=(0, inf), noise_offset=(0, inf), norm_stop=(0, inf))
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
         """The words of every layer, and thin changes of the denoiser's and the encoders' attention."""
-        import torch
-
         from fromfew.parts.low_rank import LowRank
         from fromfew.parts.word_table import WordTable
         from fromfew.ports.part import Parts
 
         word = self.word(bb, refs, rng, count=self.vectors, start=refs.noun or "")
-        with torch.no_grad():
-            for key, encoder in bb.text_encoders.items():
-                table = _table(encoder)
-                first = torch.randn(self.vectors - 1, table.shape[1], generator=rng) * table.std()
-                noun = encoder.tokenizer(word.start, add_special_tokens=False).input_ids[0]
-                word.vectors[key].copy_(torch.cat([first, table[noun][None]]))
+        word = word.randomised(bb, rng, last=word.start)
         rank = self.rank or 4
         return Parts(
             word=WordTable.of(bb, word, "layer"),
@@ -104,15 +89,16 @@ class MixOfShow(Tuned):
         """One stage; words, denoiser and encoders at rates of their own."""
         from fromfew.fit import Stage
         from fromfew.losses import focused, only
+        from fromfew.parts.word_table import outgrown
         from fromfew.ports.part import Parts
 
         seen = self.attention > 0 and self.masked and any(photo.mask is not None for photo in refs.photos)
         maps: list[tuple[float, Term]] = [(self.attention, only("photo", focused(refs.placeholder)))] if seen else []
-        longest = {key: float(self.norm_stop or 0) * _length(bb, key) for key in bb.text_encoders}
+        long = outgrown(parts.word, bb, self.norm_stop or 0.0)
 
         def attach(batch: Batch, rng: Generator) -> Parts:
             # Asked before every step, from the numbers alone: a resumed run stops where an uninterrupted one does.
-            parts.word.requires_grad_(not _long(parts.word, longest))
+            parts.word.requires_grad_(not long())
             return Parts()
 
         yield Stage(
@@ -129,18 +115,3 @@ class MixOfShow(Tuned):
             attach=attach if self.norm_stop else None,
             offset=self.noise_offset,
         )
-
-
-def _length(bb: Backbone, key: str) -> float:
-    """Mean length of the vectors that a base has for words."""
-    return float(_table(bb.text_encoders[key]).norm(dim=1).mean())
-
-
-def _table(encoder: TextEncoder) -> Tensor:
-    table = cast(Any, encoder.embedding).weight
-    return cast("Tensor", table.detach().float().cpu())
-
-
-def _long(word: WordTable, longest: dict[str, float]) -> bool:
-    """Whether the words' mean length has reached its bound in every encoder."""
-    return all(float(word.vectors[key].detach().norm(dim=-1).mean()) >= bound for key, bound in longest.items())

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fromfew.errors import FromfewError
 from fromfew.method import Tuned
 
 if TYPE_CHECKING:
@@ -64,15 +63,8 @@ class NeTI(Tuned):
     def __post_init__(self) -> None:
         """Also refuse what the network cannot be."""
         super().__post_init__()
-        if self.modifier != "word":
-            raise FromfewError("neti learns a word and nothing else: leave modifier at 'word'.")
-        if not 0 <= self.dropout <= 1:
-            raise FromfewError(f"dropout is 0 to 1, not {self.dropout:g}.")
-        for name, low, high in (("bypass", 0, 10), ("hidden", 1, 4096), ("frequencies", 1, 65536)):
-            if not low <= getattr(self, name) <= high:
-                raise FromfewError(f"{name} is {low} to {high}, not {getattr(self, name):g}.")
-        if self.units is not None and not 0 <= self.units <= self.hidden:
-            raise FromfewError(f"units is 0 to {self.hidden}, the hidden units, not {self.units}.")
+        self.only_word()
+        self.within(dropout=(0, 1), bypass=(0, 10), hidden=(1, 4096), frequencies=(1, 65536), units=(0, self.hidden))
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
         """The network, beginning as the noun everywhere."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING
 
-from fromfew.errors import FromfewError
 from fromfew.weight_tuned import WeightTuned
 
 if TYPE_CHECKING:
@@ -57,8 +57,7 @@ class OFT(WeightTuned):
             FromfewError: Naming the setting.
         """
         super().__post_init__()
-        if self.blocks < 1 or self.confined < 0:
-            raise FromfewError(f"blocks is at least 1 and confined at least 0, not {self.blocks} and {self.confined}.")
+        self.within(blocks=(1, inf), confined=(0, inf))
 
     def change(self, maps: Mapping[str, nn.Module], rng: Generator) -> Part:
         """A rotation of every map's inputs."""

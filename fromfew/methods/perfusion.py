@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fromfew.errors import FromfewError
+from fromfew.errors import FromfewError, unknown
 from fromfew.method import Tuned
 
 if TYPE_CHECKING:
@@ -67,8 +67,9 @@ class Perfusion(Tuned):
             FromfewError: Naming the setting.
         """
         super().__post_init__()
-        if self.modifier != "word" or self.lock not in ("local", "global"):
-            raise FromfewError("perfusion learns a word: leave modifier at 'word'; lock is 'local' or 'global'.")
+        self.only_word()
+        if self.lock not in ("local", "global"):
+            raise unknown("lock", str(self.lock), ("local", "global"))
         if not (self.tau > 0 and self.learning_tau > 0):
             raise FromfewError(f"tau and learning_tau must be above 0, not {self.tau} and {self.learning_tau}.")
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fromfew.errors import FromfewError
 from fromfew.method import Tuned
 
 if TYPE_CHECKING:
@@ -54,12 +53,8 @@ class ProSpect(Tuned):
     def __post_init__(self) -> None:
         """Also refuse a modifier with nothing to learn."""
         super().__post_init__()
-        if self.modifier != "word":
-            raise FromfewError("prospect learns a word and nothing else: leave modifier at 'word'.")
-        if not 1 <= self.vectors <= 16:
-            raise FromfewError(f"vectors is 1 to 16, not {self.vectors}.")
-        if not 1 <= self.spans <= 100:
-            raise FromfewError(f"spans is 1 to 100, not {self.spans}.")
+        self.only_word()
+        self.within(vectors=(1, 16), spans=(1, 100))
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
         """The word, beginning as the noun in every stage."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Literal
 
-from fromfew.errors import FromfewError
 from fromfew.method import Tuned
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ class SVDiff(Tuned):
             FromfewError: Naming the setting.
         """
         super().__post_init__()
-        if not 0 <= self.cut_mix <= 1 or self.unmix < 0:
-            raise FromfewError(f"cut_mix is 0 to 1 and unmix at least 0, not {self.cut_mix} and {self.unmix}.")
+        self.within(cut_mix=(0, 1), unmix=(0, inf))
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
         """A word for every subject; shifts of spectra, and of weights of one dimension, which are the norms'."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Literal
 
-from fromfew.errors import FromfewError, unknown
+from fromfew.errors import unknown
 from fromfew.method import Tuned
 
 if TYPE_CHECKING:
@@ -64,15 +65,11 @@ class TextualInversion(Tuned):
     def __post_init__(self) -> None:
         """Also refuse a modifier with nothing to learn."""
         super().__post_init__()
-        if self.modifier != "word":
-            raise FromfewError("textual-inversion learns a word and nothing else: leave modifier at 'word'.")
-        if not 1 <= self.vectors <= 16:
-            raise FromfewError(f"vectors is 1 to 16, not {self.vectors}.")
+        self.only_word()
+        self.within(vectors=(1, 16), anchor=(0, inf))
         for name, choices in (("begin", ("noun", "rare", "random", "cross")), ("anchor_by", ("squared", "distance"))):
             if getattr(self, name) not in choices:
                 raise unknown(name, str(getattr(self, name)), choices)
-        if self.anchor < 0:
-            raise FromfewError(f"anchor is 0 or more, not {self.anchor:g}.")
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
         """The word, beginning as the settings say."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING
 
 from fromfew.errors import FromfewError
@@ -56,12 +57,10 @@ class ViCo(Tuned):
     def __post_init__(self) -> None:
         """Also refuse what does not go with it."""
         super().__post_init__()
-        if self.modifier != "word":
-            raise FromfewError("vico finds the subject by its learned word: leave modifier at 'word'.")
+        self.only_word()
         if self.prior:
             raise FromfewError("vico leaves the base's weights alone, so nothing drifts: leave prior at 0.")
-        if self.attention < 0 or self.reference < 0:
-            raise FromfewError("attention and reference must not be below 0.")
+        self.within(attention=(0, inf), reference=(0, inf))
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
         """The word, beginning as the noun, and the blocks with the photo that is kept."""

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from fromfew.errors import FromfewError
 from fromfew.ports.text import StatesPart, WordPart
+from fromfew.templates import TEMPLATES
 
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone, Text
+    from fromfew.ports.part import Part
 
 __all__ = ["Residual"]
 
@@ -77,6 +79,21 @@ class Residual(WordPart, StatesPart):
             return text
         vector = self.vectors["states"][0].to(text.states)
         return replace(text, states=text.states + more[..., None] * vector)
+
+    @torch.no_grad()
+    def gained(self, bb: Backbone, change: Part) -> Residual:
+        """A residual of what the noun's state gains by a change of the encoders: the mean over sentences and tokens."""
+        shifts = []
+        for sentence in TEMPLATES["photo"]:
+            prompt = [sentence.replace("{}", f"{self.placeholder} {self.noun}")]
+            with bb.attach(self):
+                before = bb.embed(prompt)
+                with bb.attach(change):
+                    after = bb.embed(prompt)
+            shifts.append((after.states - before.states)[0, self.places(before, 0)].float())
+        kept = Residual.build(self.config())
+        kept.vectors["states"].copy_(torch.cat(shifts).mean(0, keepdim=True).cpu())
+        return kept
 
     def check(self, bb: Backbone) -> None:
         """The states must be of the width they were learned at."""

@@ -62,20 +62,27 @@ class Word(WordPart):
         with torch.no_grad():
             for key, encoder in encoders.items():
                 ids = word.carriers(encoder.tokenizer)
-                table: Any = encoder.embedding.weight
+                table = encoder.table
                 for i, token in enumerate(ids):
-                    vector = table[token].detach().float().cpu()
+                    vector = table[token]
                     noise = torch.randn(vector.shape, generator=rng) * 0.01 * vector.std()
                     word.vectors[key][i] = vector + noise if token in ids[:i] else vector
         return word
 
     @torch.no_grad()
-    def randomised(self, bb: Backbone, rng: Generator) -> Word:
-        """The same word with vectors drawn from N(0, σ²), σ the spread of all numbers of the encoder's own table."""
+    def randomised(self, bb: Backbone, rng: Generator, *, last: str = "") -> Word:
+        """The same word with vectors drawn from N(0, σ²), σ the spread of all numbers of the encoder's own table.
+
+        Args:
+            bb: The base.
+            rng: Chance.
+            last: A word whose first token the last vector is instead.
+        """
         for key, encoder in bb.text_encoders.items():
-            table: Any = encoder.embedding.weight
-            spread = float(table.detach().float().std())
-            self.vectors[key].copy_(torch.randn(self.vectors[key].shape, generator=rng) * spread)
+            table = encoder.table
+            self.vectors[key].copy_(torch.randn(self.vectors[key].shape, generator=rng) * float(table.std()))
+            if last:
+                self.vectors[key][-1] = table[first_ids(encoder.tokenizer, last, 1, self.placeholder)[0]]
         return self
 
     @torch.no_grad()

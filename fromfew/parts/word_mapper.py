@@ -95,8 +95,7 @@ class WordMapper(PlacedWord):
         if not layers:
             raise FromfewError(f"No layer of {bb.name} reads text apart from the picture: nothing to map a layer to.")
         for key, encoder in bb.text_encoders.items():
-            table: Any = encoder.embedding.weight
-            vectors[key] = table[first_ids(encoder.tokenizer, start, 1, placeholder)[0]].detach().float().cpu()
+            vectors[key] = encoder.table[first_ids(encoder.tokenizer, start, 1, placeholder)[0]]
         norms = {key: float(vector.norm()) for key, vector in vectors.items()}
         widths = {key: len(vector) for key, vector in vectors.items()}
         word = cls(placeholder, start, norms, widths, layers, **how)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
     from fromfew.parts.word import Word
 
-__all__ = ["WordTable"]
+__all__ = ["WordTable", "outgrown"]
 
 
 class WordTable(PlacedWord):
@@ -133,3 +133,13 @@ class WordTable(PlacedWord):
 
     def __repr__(self) -> str:
         return f"WordTable({self.placeholder!r}, {self.rows} {self.by}s, vectors={self.count})"
+
+
+def outgrown(word: WordTable, bb: Backbone, times: float) -> Callable[[], bool]:
+    """What tells whether a word's vectors are, in the mean, ``times`` as long as the base's own, in every encoder."""
+    bounds = {key: times * float(encoder.table.norm(dim=1).mean()) for key, encoder in bb.text_encoders.items()}
+
+    def long() -> bool:
+        return all(float(word.vectors[key].detach().norm(dim=-1).mean()) >= bound for key, bound in bounds.items())
+
+    return long

@@ -1,9 +1,9 @@
 """check_method and check_part: what methods and parts promise, checked on one backbone, offline.
 
 ``fromfew check METHOD`` runs every check on every tiny model that the method's card names. The test suite does so on
-the first of them; on the others it leaves out what cannot depend on the base (`ON_EVERY_BASE` in `checks.py` lists what
-it does not): settings and card, the same bits from the same seed and after a kill, files, several subjects, and that
-nothing is printed or written. Learning is what costs time: what one check has learned the others look at (`Bench.once`).
+the first of them and runs `ON_EVERY_BASE` on the others: all but what no base can change, which is settings and card,
+the same bits from the same seed and after a kill, files, several subjects, and that nothing is printed or written.
+Learning is what costs time, so what one check has learned the others look at (`Bench.once`).
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ def test_it_is_drawn_beside_concepts_of_other_methods(bb):
 
 
 def test_settings_that_cannot_be_meant_are_refused(bb):
-    for how, why in (({"modifier": "rare"}, "modifier"), ({"noun": False}, "noun on"), ({"hold_rest": -1}, "below 0")):
+    for how, why in (({"modifier": "rare"}, "modifier"), ({"noun": False}, "noun on"), ({"hold_rest": -1}, "or more")):
         with pytest.raises(FromfewError, match=why):
             find("cones2")(**how)
     refs = few_photos(1)

@@ -25,7 +25,7 @@ def walk(method, monkeypatch, scores):
     bb, refs = tiny("sd15"), few_photos(3)
     parts = method.parts(bb, refs, generator(0))
     scores = iter(scores)
-    monkeypatch.setattr(type(method), "seen", lambda *_: next(scores))
+    monkeypatch.setattr("fromfew.pool.drawn_worth", lambda *_, **__: next(scores))
     first = parts.word.vectors["one"].clone()
     begins, stages = [], []
     for number, stage in enumerate(method.stages(bb, refs, parts)):

@@ -156,6 +156,6 @@ def test_words_of_layers_are_kept_in_regions(bb, two, method):
 
 def test_settings_that_cannot_be_meant_are_refused():
     for how, why in (({"modifier": "rare"}, "modifier"), ({"vectors": 0}, "1 to 16"), ({"rank": 0}, "rank"),
-                     ({"norm_stop": -1.0}, "below 0")):  # fmt: skip
+                     ({"norm_stop": -1.0}, "0 or more")):  # fmt: skip
         with pytest.raises(FromfewError, match=why):
             find("mix-of-show")(**how)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -46,8 +46,7 @@ def vectors(word: Word, concept: Concept, bb: Backbone) -> dict[str, Tensor]:
     """A word's vectors ``[n, width]`` by text encoder, at the concept's strength."""
     found = {}
     for key, encoder in bb.text_encoders.items():
-        table: Any = encoder.embedding.weight
-        start = table[word.carriers(encoder.tokenizer)].detach().float().cpu()
+        start = encoder.table[word.carriers(encoder.tokenizer)]
         written = word.written(key, start, concept.strength)
         found[key] = (start if written is None else written).detach().float().cpu().clone()
     return found

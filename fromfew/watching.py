@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Generator, Tensor
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
     from fromfew.references import References
 
-__all__ = ["RULES", "Look", "Watcher", "settled", "split"]
+__all__ = ["RULES", "Look", "Rule", "Watcher", "settled", "split"]
 
 STOP = "stop"
 """What the watcher returns when the training loop is to end the stage."""
-RULES = ("front", "loss")
+Rule = Literal["front", "loss"]
+RULES: tuple[Rule, ...] = get_args(Rule)
 _TIMES = (0.25, 0.5, 0.75, 0.9)
 _FAR = 0.9
 _CONTEXTS = ("on the beach", "in the snow")
@@ -105,7 +106,7 @@ class Watcher:
         bb: Backbone,
         refs: References,
         *,
-        rule: Literal["front", "loss"] = "front",
+        rule: Rule = "front",
         inner: Callable[..., object] | None = None,
         every: int | None = None,
         patience: int = 5,

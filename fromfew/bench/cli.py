@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fromfew.bench.run import Plan, Summary
     from fromfew.metrics.suites import Suite
 
-__all__ = ["run"]
+__all__ = ["run", "settings_of"]
 
 CONTROLS = ("base", "paste", "real")
 
@@ -79,7 +79,7 @@ def run(argv: Sequence[str]) -> int:
         return _list(argv[1:])
     found = _parser().read(argv)
     methods = _methods(found.methods, found.no_controls)
-    settings = _settings(found.set, methods)
+    settings = settings_of(found.set, methods)
     names = _words(found.tasks)
     out = found.out or Path("benchmarks") / names[0].rpartition("/")[2]
     _tell(found, out, _carry_out(found, out, partial(_plan, found, names, methods, settings)), argv)
@@ -122,7 +122,7 @@ def _methods(asked: str, no_controls: bool) -> list[str]:
     return list(dict.fromkeys([*wanted, *(() if no_controls else CONTROLS)]))
 
 
-def _settings(given: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+def settings_of(given: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """``lora.steps=20`` to a method's settings, however its things are joined then.
 
     Raises:

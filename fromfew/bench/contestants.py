@@ -243,7 +243,7 @@ class Method(Contestant):
         """Every part apart (or all at once), then joined; a concept that is in the folder already is loaded."""
         parts = list(enumerate(subject.parts))
         if self.join == "joint":
-            refs = [self._refs(part, subject.placeholder(i)) for i, part in parts]
+            refs = [self.refs(part, subject.placeholder(i)) for i, part in parts]
             together = replace(refs[0], also=tuple(refs[1:]))
             home = folder / f"{'-'.join(_file(part.name) for _, part in parts)}-joint-{seed}"
             concept = self._learned(bb, self.learner, together, home, seed, watch)
@@ -268,9 +268,9 @@ class Method(Contestant):
         if nth and count > 1 and getattr(learner, "modifier", None) == "rare" and learner.text is None:
             learner = replace(learner, text=rare(bb, nth))
         home = folder / f"{_file(part.name)}{word.strip('<>')}-{seed}"
-        return self._learned(bb, learner, self._refs(part, word), home, seed, watch)
+        return self._learned(bb, learner, self.refs(part, word), home, seed, watch)
 
-    def _refs(self, part: Single, word: str) -> References:
+    def refs(self, part: Single, word: str) -> References:
         """What people have: photos without masks, and no more than the method takes."""
         refs = part.load(word)
         most = self.learner.card()["photos"][1]

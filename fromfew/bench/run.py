@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
     from fromfew.metrics.suites import Suite
 
-__all__ = ["WAIT", "Cell", "Plan", "Summary", "about", "attempt", "bench", "finish", "finished"]
+__all__ = ["WAIT", "Cell", "Plan", "Summary", "about", "attempt", "bench", "case_of", "finish", "finished"]
 
 SCHEMA = 1
 WAIT = 1.0
@@ -240,7 +240,7 @@ def _measured(plan: Plan, out: Path, cell: Cell, watch: Watch | None) -> dict[st
     meter.seconds["draw"] = max(meter.seconds["draw"], _drawn_before(out, cell))
     with meter.of("score"):
         suite = plan.suites[cell.task.suite]
-        case = _case(cell, gallery.load([one.number for one in wanted]))
+        case = case_of(cell, gallery.load([one.number for one in wanted]))
         scores = {
             name: values
             for name, values in score(case, suite.metrics).items()
@@ -292,7 +292,7 @@ def _prior(ready: Ready, cell: Cell, gallery: Gallery) -> Tensor | None:
     return gallery.load(numbers)
 
 
-def _case(cell: Cell, images: Tensor) -> Case:
+def case_of(cell: Cell, images: Tensor) -> Case:
     """The pictures with everything they are compared with."""
     subject, side = cell.subject, images.shape[-1]
     sets = [pictures_of(part.load("<v>"), side) for part in subject.parts]

@@ -5,17 +5,18 @@ import sys
 
 import pytest
 
-from fromfew.bench.cli import _methods, _settings, run
+from fromfew.bench.cli import _methods, run, settings_of
+from fromfew.bench.task import shipped
 from fromfew.errors import FromfewError
 
 
 def test_settings_are_read_as_python_would_and_need_a_method_that_takes_part():
-    found = _settings(["lora.steps=20", "lora.modifier=rare", "lora.masked=false"], ["lora"])
+    found = settings_of(["lora.steps=20", "lora.modifier=rare", "lora.masked=false"], ["lora"])
     assert found == {"lora": {"steps": 20, "modifier": "rare", "masked": False}}
     with pytest.raises(FromfewError, match=r"METHOD\.NAME=VALUE"):
-        _settings(["lora=20"], ["lora"])
+        settings_of(["lora=20"], ["lora"])
     with pytest.raises(FromfewError, match="Unknown method"):
-        _settings(["lore.steps=20"], ["lora"])
+        settings_of(["lore.steps=20"], ["lora"])
 
 
 def test_controls_always_take_part_unless_left_out():
@@ -29,7 +30,7 @@ def test_ways_of_joining_and_of_keeping_apart_are_part_of_a_name():
     assert _methods("lora,lora+zip-lora,custom-diffusion+joint,lora@noise", True)[1:3] == [
         "lora+zip-lora", "custom-diffusion+joint",
     ]  # fmt: skip
-    assert _settings(["lora.steps=2"], ["lora+weighted@noise"]) == {"lora": {"steps": 2}}
+    assert settings_of(["lora.steps=2"], ["lora+weighted@noise"]) == {"lora": {"steps": 2}}
     for wrong, said in (("lora+zip", "way of joining"), ("lora@noises", "region method"), ("loar+joint", "lora")):
         with pytest.raises(FromfewError, match=said):
             _methods(wrong, True)
@@ -38,8 +39,8 @@ def test_ways_of_joining_and_of_keeping_apart_are_part_of_a_name():
 def test_the_tasks_are_listed_with_their_licences(capsys):
     assert run(["tasks"]) == 0
     told = capsys.readouterr().out
-    assert "world/objects v1" in told
-    assert told.count("licence:") == 15
+    assert "world/objects v2" in told
+    assert told.count("licence:") == len(shipped())
 
 
 def test_a_folder_that_is_not_there_is_named():

@@ -104,58 +104,58 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "ip-adapter": {"eye": "h94/IP-Adapter:models/image_encoder", "tokens": 4, "plus": False},
     },
     "world": {
-        "textual-inversion": {"steps": 200, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
-        "p-plus": {"steps": 250, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
-        "neti": {"steps": 300, "batch": 4, "lr": 1e-2, "schedule": "cosine", "class_images": 8},
-        "compositional-inversion": {"steps": 300, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
+        "textual-inversion": {"steps": 150, "batch": 4, "lr": 1e-1, "schedule": "cosine", "class_images": 8},
+        "p-plus": {"steps": 120, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
+        "neti": {"steps": 120, "batch": 4, "lr": 1e-2, "schedule": "cosine", "class_images": 8},
+        "compositional-inversion": {"steps": 120, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
         "gradient-free": {
             "steps": 100, "batch": 4, "lr": 1.0, "spread": 1.0, "schedule": "constant", "class_images": 8,
         },
-        "catversion": {"steps": 300, "batch": 4, "lr": 3e-2, "schedule": "cosine", "class_images": 8},
+        "catversion": {"steps": 120, "batch": 4, "lr": 3e-2, "schedule": "cosine", "class_images": 8},
         "coti": {
             "steps": 80, "batch": 4, "lr": 5e-2, "schedule": "constant", "class_images": 16, "cycles": 2,
             "checks": 2, "hidden": (128, 64), "eye": "world",
         },
-        "prospect": {"steps": 300, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
+        "prospect": {"steps": 150, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
         "dreambooth": {
-            "steps": 250, "batch": 3, "lr": 1.5e-3, "encoder_lr": 2e-5, "schedule": "cosine", "class_images": 8,
+            "steps": 150, "batch": 3, "lr": 7e-4, "encoder_lr": 2e-5, "schedule": "cosine", "class_images": 8,
         },
         "lora": {
-            "steps": 400, "batch": 4, "lr": 5e-3, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
+            "steps": 150, "batch": 4, "lr": 5e-3, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
             "rank": 32, "targets": ("all",),
         },
         "custom-diffusion": {
-            "steps": 200, "batch": 3, "lr": 3e-3, "word_lr": 3e-2, "schedule": "cosine", "class_images": 8,
+            "steps": 150, "batch": 3, "lr": 8e-3, "word_lr": 5e-2, "schedule": "cosine", "class_images": 8,
         },
         "loha": {
-            "steps": 400, "batch": 4, "lr": 1e-2, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
+            "steps": 150, "batch": 4, "lr": 2e-3, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
             "rank": 16, "targets": ("all",),
         },
         "lokr": {
-            "steps": 400, "batch": 4, "lr": 1e-2, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
+            "steps": 150, "batch": 4, "lr": 1e-2, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
             "rank": 16, "targets": ("all",),
         },
         "dora": {
-            "steps": 400, "batch": 4, "lr": 5e-3, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
+            "steps": 150, "batch": 4, "lr": 5e-3, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
             "rank": 32, "targets": ("all",),
         },
         "ia3": {
-            "steps": 400, "batch": 4, "lr": 5e-2, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
+            "steps": 150, "batch": 4, "lr": 1e-1, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
             "targets": ("text.key", "text.value", "self.key", "self.value", "mlp"),
         },
         "oft": {
-            "steps": 400, "batch": 4, "lr": 5e-3, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
+            "steps": 120, "batch": 4, "lr": 7e-4, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
             "targets": ("all",),
         },
         "boft": {
-            "steps": 400, "batch": 4, "lr": 1e-2, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
+            "steps": 120, "batch": 4, "lr": 1.5e-3, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
             "targets": ("all",),
         },
         "svdiff": {
-            "steps": 400, "batch": 4, "lr": 3e-2, "thin_lr": 1e-3, "encoder_lr": 1e-3, "schedule": "cosine",
+            "steps": 120, "batch": 4, "lr": 1e-1, "thin_lr": 3e-3, "encoder_lr": 1e-3, "schedule": "cosine",
             "class_images": 8,
         },
-        "perfusion": {"steps": 300, "batch": 4, "lr": 5e-2, "word_lr": 3e-2, "schedule": "cosine", "class_images": 8},
+        "perfusion": {"steps": 150, "batch": 4, "lr": 1e-1, "word_lr": 3e-2, "schedule": "cosine", "class_images": 8},
         "cones": {"steps": 200, "batch": 4, "lr": 2e-5, "word_steps": 150, "word_lr": 5e-2, "schedule": "constant",
                   "class_images": 8},
         "attn-dreambooth": {
@@ -172,18 +172,18 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "low_rank": 0,
         },
         "disenbooth": {
-            "steps": 400, "batch": 4, "lr": 5e-3, "word_lr": 3e-2, "image_lr": 3e-3, "schedule": "cosine",
+            "steps": 120, "batch": 4, "lr": 5e-3, "word_lr": 3e-2, "image_lr": 3e-3, "schedule": "cosine",
             "class_images": 8, "rank": 32, "eye": "world",
         },
         "vico": {
-            "steps": 300, "batch": 4, "lr": 2e-3, "word_lr": 3e-2, "schedule": "cosine", "class_images": 8,
+            "steps": 120, "batch": 4, "lr": 2e-3, "word_lr": 3e-2, "schedule": "cosine", "class_images": 8,
         },
         "detex": {
-            "steps": 250, "batch": 4, "lr": 3e-3, "word_lr": 3e-2, "schedule": "cosine", "class_images": 8,
+            "steps": 120, "batch": 4, "lr": 3e-3, "word_lr": 3e-2, "schedule": "cosine", "class_images": 8,
         },
-        "cones2": {"steps": 400, "batch": 4, "lr": 5e-4, "schedule": "cosine", "class_images": 8},
+        "cones2": {"steps": 120, "batch": 4, "lr": 5e-4, "schedule": "cosine", "class_images": 8},
         "mix-of-show": {
-            "steps": 400, "batch": 4, "lr": 5e-3, "word_lr": 3e-2, "encoder_lr": 2e-3, "schedule": "cosine",
+            "steps": 120, "batch": 4, "lr": 5e-3, "word_lr": 3e-2, "encoder_lr": 2e-3, "schedule": "cosine",
             "class_images": 8, "rank": 16, "norm_stop": 0.0,
         },
         "ip-adapter": {"eye": "world", "tokens": 8, "plus": True},

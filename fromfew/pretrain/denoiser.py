@@ -1,7 +1,8 @@
 """Stage 3: the denoiser, an SD-shaped UNet on cached latents, with the text tower frozen."""
 
 import copy
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,9 +13,10 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from fromfew.io.files import replacing
-from fromfew.pretrain.data import Scenes, to_tensor
+from fromfew.pretrain.data import NOTHING, OBJECTS, STYLE_NAMES, Scenes, to_tensor
 from fromfew.pretrain.loop import Trainee
 from fromfew.pretrain.text import WIDTH, tokens
+from fromfew.world.vocabulary import CORE, names
 
 SCHEDULE = dict(
     num_train_timesteps=1000,
@@ -52,12 +54,16 @@ class Latents:
                 np.save(file, np.concatenate(parts))
         return np.load(path, allow_pickle=False), shard.masks, shard.captions
 
-    def at(self, step: int, size: int) -> tuple[Tensor, Tensor, list[str]]:
-        """Latents [B, C, 16, 16], masks of the things in them [B, 1, 16, 16] in 0 to 1, and captions of a step."""
-        number, rows = self.scenes.place(step, size)
-        latents, masks, captions = self.shard(number)
-        things = torch.from_numpy(masks[rows]).float().div(255)[:, None]
-        return torch.from_numpy(latents[rows]).float(), things, [captions[r] for r in rows]
+    def pick(self, chosen: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, list[str]]:
+        """Latents [B, C, 16, 16], masks of the things in them [B, 1, 16, 16] in 0 to 1, and captions.
+
+        Args:
+            chosen: (shard, row) of each.
+        """
+        held = [(self.shard(number), row) for number, row in chosen]
+        latents = torch.from_numpy(np.stack([shard[0][row] for shard, row in held])).float()
+        things = torch.from_numpy(np.stack([shard[1][row] for shard, row in held])).float().div(255)[:, None]
+        return latents, things, [shard[2][row] for shard, row in held]
 
 
 class Denoiser(Trainee):
@@ -72,6 +78,8 @@ class Denoiser(Trainee):
     warmup = 400
     seed = 2
     drop = 0.1
+    plain_first = 0
+    """Steps at the start in which every scene shows one named thing, in its own colours, in no style."""
     early = 0.5
     """Share of times from the noisy end, where a shape is decided; the rest is even."""
     things = 3.0
@@ -116,7 +124,23 @@ class Denoiser(Trainee):
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, list[str]]:
         """Latents [B, C, 16, 16], masks of the things [B, 1, 16, 16] and captions."""
-        return self.latents.at(step, self.batch_size)
+        if step < self.plain_first:
+            rng = np.random.default_rng([self.seed, step, 8])
+            chosen = self._plain[rng.integers(len(self._plain), size=self.batch_size)]
+            return self.latents.pick([(int(number), int(row)) for number, row in chosen])
+        number, rows = self.scenes.place(step, self.batch_size)
+        return self.latents.pick([(number, int(row)) for row in rows])
+
+    @cached_property
+    def _plain(self) -> np.ndarray:
+        """(shard, row) of every scene with one named thing, in its own colours, in no style."""
+        named = [OBJECTS.index(name) for name in names(CORE)]
+        found = []
+        for number in range(self.scenes.shards):
+            thing, second, _, style, colour, _ = self.scenes.shard(number).labels.T
+            alone = np.isin(thing, named) & (second == NOTHING) & (colour == NOTHING)
+            found += [(number, row) for row in np.flatnonzero(alone & (style == STYLE_NAMES.index("plain")))]
+        return np.array(found)
 
     def loss(
         self, model: Any, batch: tuple[Tensor, Tensor, list[str]], rng: torch.Generator

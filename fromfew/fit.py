@@ -99,7 +99,8 @@ class Stage:
         optimiser: AdamW, or plain gradient descent, whose steps add up to a sum of gradients.
         search: Takes no gradients at all but tries points of this space; learning rates then mean nothing, and a step
             is a generation.
-        after: Called after every update with the step it came from, without gradients: projections, running means.
+        after: Called after every update with the step it came from, without gradients: projections, running means. What
+            it keeps must lie in parameters or buffers of what is in ``train``: a resumed run finds those and no others.
         name: Shown in messages.
     """
 

@@ -290,6 +290,31 @@ def test_what_follows_an_update_sees_its_step_and_may_change_what_learned():
     assert bool((word.vectors["one"] == 3).all())
 
 
+def test_a_running_mean_in_a_buffer_of_what_learns_goes_on_after_a_kill(tmp_path):
+    bb, batches = tiny("sd15"), photo_batches(few_photos(), size=32, batch=1)
+
+    def learned(**how):
+        word = Word.learned(bb, "<v>", "cat", 1, generator(0))
+        word.register_buffer("mean", torch.zeros(4))
+
+        def after(step):
+            word.mean.mul_(0.9).add_(0.1 * step.x0.mean((0, 2, 3)))
+
+        stage = Stage(4, batches, [(1.0, denoise)], {word: 1e-2}, after=after)
+        fit(bb, Parts(word=word), stage, rng=generator(0), **how)
+        return word.state_dict()
+
+    def stop(done, total, note=""):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learned(resume=tmp_path / "state.safetensors", watch=stop)
+    whole, again = learned(), learned(resume=tmp_path / "state.safetensors")
+    assert whole.keys() == again.keys() == {"vectors.one", "mean"}
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
 def test_plain_descent_adds_up_gradients():
     bb = tiny("sd15")
     batches = photo_batches(few_photos(), size=bb.default_size, batch=2)

@@ -31,15 +31,14 @@ def otsu(values: Tensor, levels: int = _LEVELS) -> Tensor:
     [False, False, True, True]
     """
     low, high = values.amin(), values.amax()
-    if not bool(high > low):
-        return torch.ones_like(values, dtype=torch.bool)
-    level = ((values - low) / (high - low) * levels).long().clamp(max=levels - 1)
-    counts = torch.bincount(level, minlength=levels).float()
+    level = ((values - low) / (high - low).clamp_min(torch.finfo(values.dtype).tiny) * levels).long()
+    level = level.clamp(max=levels - 1)
+    counts = values.new_zeros(levels, dtype=torch.float32).index_add(0, level, torch.ones_like(level).float())
     centres = torch.arange(levels, device=values.device, dtype=torch.float32)
     below, sums = counts.cumsum(0)[:-1], (counts * centres).cumsum(0)[:-1]
     above, rest = counts.sum() - below, (counts * centres).sum() - sums
     between = below * above * (sums / below.clamp_min(1) - rest / above.clamp_min(1)).square()
-    return level > between.argmax()
+    return (level > between.argmax()) | (high == low)
 
 
 class ReferenceBlocks(AttentionPart):
@@ -165,7 +164,7 @@ class ReferenceBlocks(AttentionPart):
                 return None
             keep = self.mask(state["maps"][name], bb.now)
             new = self._block(name, y, state["seen"][name], keep)
-            on = bb.now.rows.speaks_of(self.word).view(-1, 1, 1)
+            on = bb.now.rows.speaks_of(self.word).view(-1, 1, 1).to(y.device)
             return torch.where(on, y + strength * (new - y), y)
 
         return read

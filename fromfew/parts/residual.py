@@ -72,11 +72,12 @@ class Residual(WordPart, StatesPart):
 
     def edit(self, text: Text, strength: float) -> Text:
         """The text with the vector added where the noun stands."""
-        more = torch.zeros(text.states.shape[:2], device=text.states.device, dtype=text.states.dtype)
-        for row in range(len(text)):
-            more[row, self.places(text, row)] = strength
-        if not bool(more.any()):
+        places = [self.places(text, row) for row in range(len(text))]
+        if not strength or not any(places):
             return text
+        more = torch.zeros(text.states.shape[:2], device=text.states.device, dtype=text.states.dtype)
+        for row, at in enumerate(places):
+            more[row, at] = strength
         vector = self.vectors["states"][0].to(text.states)
         return replace(text, states=text.states + more[..., None] * vector)
 

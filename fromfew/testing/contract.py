@@ -2,7 +2,8 @@
 
 ``fromfew check METHOD`` runs every check on every tiny model that the method's card names. The test suite does so on
 the first of them and runs `ON_EVERY_BASE` on the others: all but what no base can change, which is settings and card,
-the same bits from the same seed and after a kill, files, several subjects, and that nothing is printed or written.
+the same bits from the same seed and after a kill, files, several subjects, the forecast of memory, and that nothing is
+printed or written.
 Learning is what costs time, so what one check has learned the others look at (`Bench.once`).
 """
 

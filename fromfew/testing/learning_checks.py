@@ -31,6 +31,7 @@ __all__ = [
     "it_stays_within_its_bounds",
     "learning_is_deterministic",
     "loss_falls_on_fixed_noise",
+    "memory_is_told_beforehand",
     "numbers_of",
     "several_are_learned_together_or_refused",
     "what_does_not_suit_is_refused_first",
@@ -161,6 +162,16 @@ def _tuned(bench: Bench) -> tuple[Tuned, Backbone]:
     if not isinstance(bench.method, Tuned):
         raise Skip("nothing is learned at test time")
     return bench.method.resolved(bench.bb), bench.bb
+
+
+def memory_is_told_beforehand(bench: Bench) -> None:
+    """A step runs on tensors without numbers, so what it needs is known before it is begun."""
+    from fromfew.memory import to_learn
+
+    method, bb = _tuned(bench)
+    need = to_learn(bb, method, bench.refs)
+    assert need.learned >= 3 * 4, "nothing is said to learn"
+    assert need.work > 0, "a step is said to need nothing"
 
 
 def a_killed_run_resumes_with_the_same_bits(bench: Bench) -> None:

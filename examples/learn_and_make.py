@@ -21,7 +21,7 @@ concept = fromfew.learn(
 )
 concept.save(args.out / "concept")
 
-scenes = ("on the beach", "in the snow", "at night", "in the city", "in space", "in the forest in sketch style")
+scenes = ("on the beach", "in the snow", "at night", "in the city", "on pink fabric", "on a wooden floor")
 prompts = [f"a <sub> {args.noun} {scene}" for scene in scenes]
 images = fromfew.make(bb, prompts, [concept], seed=1)
 contact_sheet(images.pil, prompts).save(args.out / "sheet.png")

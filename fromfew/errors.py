@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 
-__all__ = ["FromfewError", "nearest", "unknown"]
+__all__ = ["FromfewError", "either", "nearest", "unknown"]
 
 
 class FromfewError(ValueError):
@@ -40,6 +40,16 @@ def nearest(name: str, choices: Iterable[str], count: int = 3, floor: float = 0.
     return [choice for score, choice in scored[:count] if -score >= max(floor, best - 0.15)]
 
 
+def either(names: Sequence[str]) -> str:
+    """Names to choose from, in quotes.
+
+    >>> print(either(["a", "b", "c"]))
+    'a', 'b' or 'c'
+    """
+    *first, last = (f"'{name}'" for name in names)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 def unknown(kind: str, name: str, choices: Iterable[str]) -> FromfewError:
     """The error for a name that is not among ``choices``, with the nearest ones or else all.
 
@@ -49,9 +59,7 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> FromfewError:
     names = sorted(set(choices))
     close = nearest(name, names)
     if close:
-        quoted = [f"'{choice}'" for choice in close]
-        tail = quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
-        return FromfewError(f"Unknown {kind} '{name}'. Did you mean {tail}?")
+        return FromfewError(f"Unknown {kind} '{name}'. Did you mean {either(close)}?")
     if not names:
         return FromfewError(f"Unknown {kind} '{name}'. There are none.")
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

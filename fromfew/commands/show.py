@@ -10,7 +10,7 @@ from typing import Any
 from fromfew.commands.concepts import check_base, peek
 from fromfew.commands.console import clock, say, say_json
 from fromfew.commands.parsing import Parser
-from fromfew.errors import FromfewError, nearest
+from fromfew.errors import FromfewError, either, nearest
 
 __all__ = ["run"]
 
@@ -97,19 +97,19 @@ def run(argv: Sequence[str]) -> int:
 
     parser = Parser("show", "Show a concept, a method, or how a picture was made.")
     parser.add_argument("what", metavar="CONCEPT|METHOD|PICTURE", help="a concept's folder, a method's name, a PNG")
-    parser.add_argument("--base", type=_base, help="for a method: also tell what a concept adds to this base, and the "
+    parser.add_argument("--base", help="for a method: also tell what a concept adds to this base, and the "
                         "memory it needs; sd15-shape is Stable Diffusion 1.5 without weights")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="as JSON")
     found = parser.read(argv)
-    path = Path(found.what)
+    base, path = found.base and _base(found.base), Path(found.what)
     if path.is_dir():
         _concept(path, found.json)
     elif path.exists() or path.is_symlink():
         _picture(path, found.json)
     elif found.what.replace("_", "-").lower() in names():
-        _method(found.what.replace("_", "-").lower(), found.json, found.base)
+        _method(found.what.replace("_", "-").lower(), found.json, base)
     else:
         close = nearest(found.what, [*names(), *map(str, Path("concepts").glob("*"))])
-        hint = f" Did you mean {' or '.join(repr(one) for one in close)}?" if close else ""
+        hint = f" Did you mean {either(close)}?" if close else ""
         raise FromfewError(f"'{found.what}' is no concept, method or picture.{hint}")
     return 0

@@ -1,0 +1,56 @@
+"""What the documents list is what there is."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fromfew.registry import COMBINERS, METHODS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(path.relative_to(ROOT) for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+def test_the_lists_of_methods_are_those_of_the_files():
+    said = subprocess.run(
+        [sys.executable, ROOT / "scripts/list_methods.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 0, said.stdout + said.stderr
+
+
+@pytest.mark.parametrize("name", METHODS.own())
+def test_every_method_has_a_page_that_says_what_it_departs_from_and_how_it_was_verified(name):
+    page = (ROOT / "docs/methods" / f"{name}.md").read_text(encoding="utf-8")
+    assert page.splitlines()[0].split(":")[0] == f"# {name}"
+    assert "depart" in page.lower()
+    assert "verified" in page.lower()
+
+
+def test_the_index_leads_to_every_page():
+    folder = ROOT / "docs/methods"
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    assert [page.name for page in folder.glob("[!R]*.md") if f"({page.name})" not in index] == []
+
+
+def test_every_combiner_and_way_of_keeping_apart_is_told():
+    from fromfew.regions import METHODS as WAYS
+
+    page = (ROOT / "docs/several.md").read_text(encoding="utf-8")
+    assert [name for name in [*COMBINERS.own(), *WAYS] if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_between_documents_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text)
+    assert [link for link in links if not (ROOT / page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_files_named_in_documents_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    folders, endings = "tests|scripts|docs|examples|benchmarks|fromfew", "py|md|toml|csv|json"
+    named = re.findall(rf"`((?:{folders})/[\w./-]+\.(?:{endings}))`", text)
+    assert [file for file in named if not (ROOT / file).exists()] == []

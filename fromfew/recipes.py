@@ -104,10 +104,10 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "ip-adapter": {"eye": "h94/IP-Adapter:models/image_encoder", "tokens": 4, "plus": False},
     },
     "world": {
-        "textual-inversion": {"steps": 150, "batch": 4, "lr": 1e-1, "schedule": "cosine", "class_images": 8},
-        "p-plus": {"steps": 120, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
+        "textual-inversion": {"steps": 150, "batch": 4, "lr": 3e-2, "schedule": "cosine", "class_images": 8},
+        "p-plus": {"steps": 120, "batch": 4, "lr": 3e-2, "schedule": "cosine", "class_images": 8},
         "neti": {"steps": 120, "batch": 4, "lr": 1e-2, "schedule": "cosine", "class_images": 8},
-        "compositional-inversion": {"steps": 120, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
+        "compositional-inversion": {"steps": 120, "batch": 4, "lr": 3e-2, "schedule": "cosine", "class_images": 8},
         "gradient-free": {
             "steps": 100, "batch": 4, "lr": 1.0, "spread": 1.0, "schedule": "constant", "class_images": 8,
         },
@@ -116,7 +116,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "steps": 80, "batch": 4, "lr": 5e-2, "schedule": "constant", "class_images": 16, "cycles": 2,
             "checks": 2, "hidden": (128, 64), "eye": "world",
         },
-        "prospect": {"steps": 150, "batch": 4, "lr": 5e-2, "schedule": "cosine", "class_images": 8},
+        "prospect": {"steps": 150, "batch": 4, "lr": 3e-2, "schedule": "cosine", "class_images": 8},
         "dreambooth": {
             "steps": 150, "batch": 3, "lr": 7e-4, "encoder_lr": 2e-5, "schedule": "cosine", "class_images": 8,
         },
@@ -125,7 +125,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "rank": 32, "targets": ("all",),
         },
         "custom-diffusion": {
-            "steps": 150, "batch": 3, "lr": 8e-3, "word_lr": 5e-2, "schedule": "cosine", "class_images": 8,
+            "steps": 150, "batch": 3, "lr": 3e-3, "word_lr": 3e-2, "schedule": "cosine", "class_images": 8,
         },
         "loha": {
             "steps": 150, "batch": 4, "lr": 2e-3, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
@@ -140,7 +140,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "rank": 32, "targets": ("all",),
         },
         "ia3": {
-            "steps": 150, "batch": 4, "lr": 1e-1, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
+            "steps": 150, "batch": 4, "lr": 5e-2, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
             "targets": ("text.key", "text.value", "self.key", "self.value", "mlp"),
         },
         "oft": {
@@ -155,11 +155,11 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "steps": 120, "batch": 4, "lr": 1e-1, "thin_lr": 3e-3, "encoder_lr": 1e-3, "schedule": "cosine",
             "class_images": 8,
         },
-        "perfusion": {"steps": 150, "batch": 4, "lr": 1e-1, "word_lr": 3e-2, "schedule": "cosine", "class_images": 8},
+        "perfusion": {"steps": 150, "batch": 4, "lr": 5e-2, "word_lr": 3e-2, "schedule": "cosine", "class_images": 8},
         "cones": {"steps": 200, "batch": 4, "lr": 2e-5, "word_steps": 150, "word_lr": 5e-2, "schedule": "constant",
                   "class_images": 8},
         "attn-dreambooth": {
-            "steps": 200, "batch": 4, "lr": 1e-3, "word_steps": 60, "word_lr": 3e-2, "attention_steps": 60,
+            "steps": 200, "batch": 4, "lr": 3e-4, "word_steps": 60, "word_lr": 3e-2, "attention_steps": 60,
             "attention_lr": 2e-3, "schedule": "cosine", "class_images": 8,
         },
         "e4t": {"steps": 60, "batch": 4, "lr": 1e-3, "schedule": "cosine", "class_images": 8, "eye": "world"},

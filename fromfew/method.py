@@ -45,23 +45,28 @@ class Learner(Named, ABC):
         ports = self.card().get("ports", ())
         return ["it acts on attention, and this base has no sites"] if "attention" in ports and not bb.sites else []
 
-    def refuse(self, bb: Backbone, refs: References | None) -> None:
-        """Raise before any work is done if base or photos do not suit.
-
-        Raises:
-            FromfewError: With all reasons.
-        """
-        reasons = self.needs(bb)
+    def reasons(self, bb: Backbone, refs: References | None) -> list[str]:
+        """Why it cannot learn these photos on this base; empty if it can."""
+        reasons = list(self.needs(bb))
         least = self.card()["photos"][0]
-        for count in [len(one) for one in refs.subjects] if refs is not None else [0]:
-            if count < least:
-                reasons.append(f"it needs at least {least} photo{'s' if least > 1 else ''}, not {count}")
+        counts = [len(one) for one in refs.subjects] if refs is not None else [0]
+        what = f"{least} photo{'s' if least > 1 else ''}"
+        reasons += [f"it needs at least {what}, not {count}" for count in counts if count < least]
         if refs is not None and refs.also and not self.card().get("joint", False):
             reasons.append("it learns one thing at a time; learn each apart and combine them")
         if refs is not None and self.card().get("masks", False):
             bare = sum(photo.mask is None for one in refs.subjects for photo in one.photos)
             if bare:
                 reasons.append(f"it needs a mask of every thing it learns, and {bare} of the photos have none")
+        return reasons
+
+    def refuse(self, bb: Backbone, refs: References | None) -> None:
+        """Raise before any work is done if base or photos do not suit.
+
+        Raises:
+            FromfewError: With all reasons.
+        """
+        reasons = self.reasons(bb, refs)
         if reasons:
             raise FromfewError(f"{self.name()} cannot learn this on '{bb.name}': {'; '.join(reasons)}.")
 
@@ -355,7 +360,8 @@ class Pretrained(Learner):
     def needs(self, bb: Backbone) -> list[str]:
         """Also: weights for this base."""
         file = self.file(bb)
-        missing = [] if file.is_file() else [f"there are no weights for this base at '{file}' (set weights=...)"]
+        where = f"at '{file}'" if self.weights is not None else "that come with fromfew"
+        missing = [] if file.is_file() else [f"there are no weights for this base {where} (set weights=...)"]
         return [*super().needs(bb), *missing]
 
     def fresh(self, bb: Backbone, seed: int = 0) -> nn.Module:

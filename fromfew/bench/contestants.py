@@ -1,12 +1,12 @@
-"""Who takes part: methods, and three controls that are no methods."""
+"""Who takes part: methods here, controls in `fromfew.bench.controls`."""
 
 from __future__ import annotations
 
-import time
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fromfew.bench.records import alone
 from fromfew.bench.task import Single, Subject
 from fromfew.errors import FromfewError, unknown
 
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
     from fromfew.method import Learner
     from fromfew.references import References
 
-__all__ = [
-    "CONTROLS", "PRIOR_FROM", "Contestant", "Control", "Drawing", "Ready", "contestant", "pictures_of", "spelled",
-]  # fmt: skip
+__all__ = ["PRIOR_FROM", "Contestant", "Drawer", "Drawing", "Method", "Ready", "contestant", "pictures_of", "spelled"]
 
 PRIOR_FROM = 10_000
 """Numbers of the pictures of the plain noun, away from those of the prompts."""
@@ -75,6 +74,10 @@ class Contestant(ABC):
     def learner_name(self) -> str:
         """Under which name what it learns is kept: contestants that learn alike share it."""
         return self.name
+
+    def weights(self, bb: Backbone) -> str | None:
+        """A mark of trained weights that it brings along besides its settings; None if it has none."""
+        return None
 
     @property
     def label(self) -> str:
@@ -220,6 +223,14 @@ class Method(Contestant):
         """All settings, those left open filled in for the base."""
         return self.learner.resolved(bb).settings()
 
+    def weights(self, bb: Backbone) -> str | None:
+        """Of what was trained beforehand: the beginning of its file's hash."""
+        from fromfew.method import Pretrained
+
+        me = self.learner.resolved(bb)
+        file = me.file(bb) if isinstance(me, Pretrained) else None
+        return _hash(file, file.stat().st_mtime_ns) if file is not None and file.is_file() else None
+
     def suits(self, bb: Backbone, role: str, subject: Subject) -> list[str]:
         """Its card and its needs decide."""
         card = self.learner.card()
@@ -235,7 +246,15 @@ class Method(Contestant):
             why.append("there is one thing only, so nothing to join or to keep apart")
         if self.regions and any(part.role == "style" for part in subject.parts):
             why.append("a style has no region")
-        return why + self.learner.resolved(bb).needs(bb)
+        me = self.learner.resolved(bb)
+        if why or not card["photos"][1]:
+            return why + me.needs(bb)
+        return list(dict.fromkeys(one for refs in self._given(subject) for one in me.reasons(bb, refs)))
+
+    def _given(self, subject: Subject) -> list[References]:
+        """What is learned at once: every thing apart, or all of them."""
+        refs = [self.refs(part, subject.placeholder(i)) for i, part in enumerate(subject.parts)]
+        return [replace(refs[0], also=tuple(refs[1:]))] if self.join == "joint" else refs
 
     def learn(
         self, bb: Backbone, subject: Subject, *, seed: int, folder: Path, watch: Watch | None
@@ -243,8 +262,7 @@ class Method(Contestant):
         """Every part apart (or all at once), then joined; a concept that is in the folder already is loaded."""
         parts = list(enumerate(subject.parts))
         if self.join == "joint":
-            refs = [self.refs(part, subject.placeholder(i)) for i, part in parts]
-            together = replace(refs[0], also=tuple(refs[1:]))
+            (together,) = self._given(subject)
             home = folder / f"{'-'.join(_file(part.name) for _, part in parts)}-joint-{seed}"
             concept = self._learned(bb, self.learner, together, home, seed, watch)
             return Drawer(bb, [concept], self.options, self.regions)
@@ -284,7 +302,7 @@ class Method(Contestant):
 
         from fromfew.concept import Concept
 
-        with _alone(home):
+        with alone(home):
             if (home / "concept.json").exists():
                 return Concept.load(home)
             given = refs if self.learner.card()["photos"][1] else None
@@ -301,7 +319,7 @@ class Method(Contestant):
         from fromfew.concept import Concept
 
         assert self.combiner is not None
-        with _alone(home):
+        with alone(home):
             if (home / "concept.json").exists():
                 return Concept.load(home)
             joined = self.combiner.combine(bb, concepts, seed=seed, watch=watch)
@@ -311,23 +329,9 @@ class Method(Contestant):
             return joined
 
 
-@contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """Wait until no other process is at this concept: what is learned once serves several contestants."""
-    from fromfew.io.files import lock
-
-    while True:
-        holder = lock(home)
-        try:
-            holder.__enter__()
-        except FromfewError:
-            time.sleep(1)
-            continue
-        try:
-            yield
-        finally:
-            holder.__exit__(None, None, None)
-        return
+@lru_cache(maxsize=64)
+def _hash(file: Path, changed: int) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
 def spelled(name: str) -> tuple[str, str | None, str | None]:
@@ -339,6 +343,7 @@ def spelled(name: str) -> tuple[str, str | None, str | None]:
     Raises:
         FromfewError: One of them does not exist.
     """
+    from fromfew.bench.controls import CONTROLS
     from fromfew.regions import METHODS
     from fromfew.registry import COMBINERS, names
 
@@ -353,95 +358,6 @@ def spelled(name: str) -> tuple[str, str | None, str | None]:
     return method, join or None, regions or None
 
 
-class Control(Contestant):
-    """No method: a floor, a cheat or a ceiling."""
-
-    settings: Mapping[str, Any] = {}
-
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        self.options = options
-
-    def suits(self, bb: Backbone, role: str, subject: Subject) -> list[str]:
-        """Always."""
-        return []
-
-
-class Base(Control):
-    """The untouched base, asked for the class noun: the floor of fidelity."""
-
-    name = "base"
-
-    def learn(
-        self, bb: Backbone, subject: Subject, *, seed: int, folder: Path, watch: Watch | None
-    ) -> Drawer:
-        """Nothing."""
-        return Drawer(bb, (), self.options)
-
-
-@dataclass(frozen=True, eq=False)
-class _Paster(Ready):
-    photos: Tensor
-
-    def draw(self, wanted: Sequence[Drawing]) -> Tensor:
-        return self.photos[[one.number % len(self.photos) for one in wanted]]
-
-
-class Paste(Control):
-    """A cheat: returns a photo, whatever the prompt says."""
-
-    name = "paste"
-
-    def learn(
-        self, bb: Backbone, subject: Subject, *, seed: int, folder: Path, watch: Watch | None
-    ) -> _Paster:
-        """Keeps the photos."""
-        return _Paster(pictures_of(subject.parts[0].load("<v>"), bb.default_size)[0])
-
-
-@dataclass(frozen=True, eq=False)
-class _Renderer(Ready):
-    side: int
-
-    def draw(self, wanted: Sequence[Drawing]) -> Tensor:
-        return torch.stack([self._one(one) for one in wanted])
-
-    def _one(self, one: Drawing) -> Tensor:
-        from fromfew.references import References
-        from fromfew.world.faces import HELD_OUT_FROM, look
-        from fromfew.world.scenes import Item, Scene, draw
-
-        rng = np.random.default_rng([902, one.seed, one.number, *one.subject.name.encode()])
-        want = one.subject.prompts[one.prompt].want
-        truth = one.subject.parts[0].truth or ""
-        if truth.startswith("face-"):
-            items = [Item("face", who=HELD_OUT_FROM + int(truth[5:]), how=look(rng))]
-        else:
-            items = [Item(str(want.object), colour=want.colour)]
-        items += [Item(want.second)] if want.second else []
-        scene = Scene(tuple(items), want.context or "white", want.style or "plain", want.relation)
-        return pictures_of(References.of(draw(scene, rng).picture, noun="picture"), self.side)[0][0]
-
-
-class Real(Control):
-    """The world's own rendering of the prompt: the ceiling."""
-
-    name = "real"
-
-    def suits(self, bb: Backbone, role: str, subject: Subject) -> list[str]:
-        """Only the world can be drawn."""
-        return [] if subject.parts[0].truth else ["only scenes of the world can be drawn"]
-
-    def learn(
-        self, bb: Backbone, subject: Subject, *, seed: int, folder: Path, watch: Watch | None
-    ) -> _Renderer:
-        """Nothing."""
-        return _Renderer(bb.default_size)
-
-
-CONTROLS: dict[str, type[Control]] = {"base": Base, "paste": Paste, "real": Real}
-"""Controls by name."""
-
-
 def contestant(name: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> Contestant:
     """A method or a control by name.
 
@@ -454,6 +370,8 @@ def contestant(name: str, settings: Mapping[str, Any], options: Mapping[str, Any
     Raises:
         FromfewError: There is none of that name, or a setting is wrong.
     """
+    from fromfew.bench.controls import CONTROLS
+
     if name in CONTROLS:
         if settings:
             raise FromfewError(f"'{name}' is a control and has no settings.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from fromfew.errors import FromfewError
 from fromfew.io.files import lock
 
-__all__ = ["IGNORED", "append", "claimed", "current", "key_of", "prepare", "read"]
+__all__ = ["IGNORED", "alone", "append", "claimed", "current", "key_of", "prepare", "read"]
 
 FILE = "records.jsonl"
 IGNORED = ("pictures/", "concepts/", "claims/", "report.html", "records.parquet")
@@ -90,3 +91,20 @@ def claimed(out: Path, key: str) -> Iterator[bool]:
         yield True
     finally:
         holder.__exit__(None, None, None)
+
+
+@contextmanager
+def alone(home: Path) -> Iterator[None]:
+    """Wait until no other process is at this concept: what is learned once serves several contestants."""
+    while True:
+        holder = lock(home)
+        try:
+            holder.__enter__()
+        except FromfewError:
+            time.sleep(1)
+            continue
+        try:
+            yield
+        finally:
+            holder.__exit__(None, None, None)
+        return

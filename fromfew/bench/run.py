@@ -84,6 +84,8 @@ class Plan:
 
     def _cell(self, task: Task, subject: Subject, one: Contestant, seed: int) -> Cell:
         learned = {"method": one.name, "settings": one.resolved(self.bb), "base": self.bb.fingerprint()}
+        weights = one.weights(self.bb)
+        learned |= {"weights": weights} if weights else {}
         drawn = learned | {
             "task": [task.name, task.version, task.images, task.prior],
             "prompts": [[prompt.say, prompt.plain] for prompt in subject.prompts],

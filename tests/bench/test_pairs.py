@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fromfew.bench.contestants import Drawing, Real, contestant, pictures_of
+from fromfew.bench.contestants import Drawing, contestant, pictures_of
+from fromfew.bench.controls import Real
 from fromfew.bench.records import read
 from fromfew.bench.run import bench
 from fromfew.bench.task import open_task

@@ -1,6 +1,8 @@
 """The run: resumes where it was killed, repeats nothing, shares a folder, and its controls are what they say."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -112,6 +114,42 @@ def test_a_method_that_does_not_learn_faces_is_refused_with_the_reason(plan, tmp
     summary = bench(plan(methods=("textual-inversion", "base"), task="world/faces", subjects=1), tmp_path)
     assert (summary.done, summary.refused) == (1, 1)
     assert "not face" in next(one["why"] for one in read(tmp_path) if one["kind"] == "refused")
+
+
+def test_of_all_methods_those_that_do_not_suit_are_refused_with_reasons_and_the_others_are_not(bb, suite):
+    from fromfew.bench.cli import _methods
+    from fromfew.bench.run import Plan
+    from fromfew.bench.task import open_task
+    from fromfew.registry import cards
+
+    who = [contestants.contestant(name, {}, {}) for name in _methods("all", False)]
+    plan = Plan(bb, [open_task("world/objects").only(1, 2, 1)], who, range(1), {"world": suite})
+    why = {c.contestant.name: c.contestant.suits(bb, c.task.role, c.subject) for c in plan.cells()}
+    assert len(why) == len(cards()) + 3
+    for name, card in cards().items():
+        bad = (
+            "subject" not in card.get("learns", ("subject",)) or "sd15" not in card["backbones"]
+            or card.get("masks", False) or card["kind"] == "encoded" or card.get("needs_weights", False)
+        )  # fmt: skip
+        assert bool(why[name]) == bad, (name, why[name])
+    assert "needs a mask" in why["break-a-scene"][0]
+    assert why["ip-adapter"] == ["there are no weights for this base that come with fromfew (set weights=...)"]
+    assert not any(str(Path.cwd()) in reason for reasons in why.values() for reason in reasons)
+
+
+def test_other_weights_of_an_adapter_are_another_cell(bb, suite, tmp_path):
+    from fromfew.bench.run import Plan
+    from fromfew.bench.task import open_task
+
+    file = tmp_path / "adapter.safetensors"
+    who = [contestants.contestant("ip-adapter", {"weights": str(file)}, {})]
+    plan = Plan(bb, [open_task("world/objects").only(1, 1)], who, range(1), {"world": suite})
+    keys = [plan.cells()[0]]
+    for said in (b"one", b"two"):
+        file.write_bytes(said)
+        os.utime(file, ns=(len(keys), len(keys)))
+        keys.append(plan.cells()[0])
+    assert len({cell.key for cell in keys}) == len({cell.shelf for cell in keys}) == len({c.home for c in keys}) == 3
 
 
 def test_a_spent_budget_begins_nothing_and_says_what_is_left(plan, tmp_path):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fromfew.bench.contestants import Drawing, Real, pictures_of
+from fromfew.bench.contestants import Drawing, pictures_of
+from fromfew.bench.controls import Real
 from fromfew.bench.task import open_task
 from fromfew.metrics.base import Case, score
 from fromfew.metrics.suites import world

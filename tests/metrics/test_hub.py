@@ -12,7 +12,7 @@ from PIL import Image
 from fromfew.backbones.twins import clip_tokenizer
 from fromfew.errors import FromfewError
 from fromfew.metrics.base import Case
-from fromfew.metrics.hub import Clip, Dino, DreamSight, Owl
+from fromfew.metrics.hub import Clip, Dino, DreamSight, FaceNet, Inception, Owl
 from fromfew.metrics.subject import DreamSim
 from fromfew.metrics.suites import hub
 
@@ -140,6 +140,25 @@ def test_owl_scores_every_thing_by_its_best_box(tmp_path):
     with torch.no_grad():
         alone = model(**ids, pixel_values=processed(32, images[1:])).logits.sigmoid().amax()
     assert found[1, 1] == pytest.approx(float(alone), abs=1e-5)
+
+
+def test_a_face_network_is_run_as_it_was_exported(tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(48, 6)).eval()
+    torch.jit.trace(net, torch.zeros(1, 3, 32, 32)).save(str(tmp_path / "face.pt"))
+    ours, images = FaceNet(str(tmp_path / "face.pt"), side=32), tensor(pictures(32))
+    with torch.no_grad():
+        assert torch.allclose(ours.see(images), F.normalize(net(images), dim=-1), atol=1e-6)
+    with pytest.raises(FromfewError, match="no face network"):
+        FaceNet(str(tmp_path / "none.pt"))
+
+
+def test_inception_needs_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    with pytest.raises(FromfewError, match="pip install torch-fidelity"):
+        Inception()
 
 
 def test_networks_that_are_not_here_are_named_and_nothing_is_fetched(tmp_path):

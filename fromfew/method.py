@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -325,6 +325,28 @@ class Tuned(Learner):
             drawn = class_images(bb, noun, self.class_images or 16, seed=seed)
             plain.append(class_batches(drawn, noun=noun, size=bb.default_size, batch=share))
         return joined(photos, *plain)
+
+    def stage(
+        self, bb: Backbone, refs: References, rates: Mapping[Any, float | None], *, seed: int,
+        more: Iterable[tuple[float, Any]] = (), **how: Any,
+    ) -> Stage:  # fmt: skip
+        """The usual stage: all steps over `with_prior`, minimising `terms` and ``more``.
+
+        Args:
+            bb: The base.
+            refs: The photos.
+            rates: What learns, with its rate; one left open is 0.
+            seed: Of the pictures of the plain noun.
+            more: Further weighted terms.
+            **how: As for `Stage`, instead of what is usual.
+        """
+        from fromfew.fit import Stage
+
+        usual = {"steps": self.steps or 1, "terms": [*self.terms(), *more], "schedule": self.schedule or "constant"}
+        how = {**usual, **how}
+        if "batches" not in how:
+            how["batches"] = self.with_prior(bb, refs, seed=seed)
+        return Stage(train={part: rate or 0.0 for part, rate in rates.items()}, **how)
 
     def terms(self) -> list[tuple[float, Any]]:
         """Denoising of the photos (inside their masks) and, weighted by ``prior``, of class pictures."""

@@ -49,17 +49,9 @@ class WeightTuned(Tuned):
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """One stage; a learned word, the maps and the encoders learn together."""
-        from fromfew.fit import Stage
-
         slow = ("word", "encoder")
         rates = {part: self.encoder_lr if name.startswith(slow) else self.lr for name, part in parts.items()}
-        yield Stage(
-            steps=self.steps or 1,
-            batches=self.with_prior(bb, refs, seed=seed),
-            terms=self.terms(),
-            train={part: rate or 0.0 for part, rate in rates.items()},
-            schedule=self.schedule or "constant",
-        )
+        yield self.stage(bb, refs, rates, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,7 +96,6 @@ class AttnDreamBooth(Tuned):
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """The three, each with the attention term."""
-        from fromfew.fit import Stage
         from fromfew.losses import alike, only
 
         me = replace(self, captions=False)
@@ -108,8 +107,7 @@ class AttnDreamBooth(Tuned):
             ("whole", self.steps, {parts.attention: self.lr, parts.rest: self.lr}, (1.0, 1.0)),
         ):
             pull = alike(*words, mean=share[0] * self.mean, variance=share[1] * self.variance)
-            yield Stage(
-                steps or 1, batches, [*self.terms(), (1.0, only("photo", pull))],
-                {part: rate or 0.0 for part, rate in train.items()}, schedule=self.schedule or "constant",
+            yield self.stage(
+                bb, refs, train, seed=seed, more=[(1.0, only("photo", pull))], steps=steps or 1, batches=batches,
                 record=words, name=name,
             )  # fmt: skip

@@ -80,19 +80,12 @@ class CompositionalInversion(Tuned):
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """One stage; the word alone learns, drawn towards the noun."""
-        from fromfew.fit import Stage, generator
+        from fromfew.fit import generator
         from fromfew.losses import anchored
         from fromfew.parts.word import Word, rare
 
         noun = Word.learned(bb, refs.placeholder, refs.noun or self.text or rare(bb), self.vectors, generator(seed))
         numbers = sum(encoder.width * encoder.length for encoder in bb.text_encoders.values())
-        yield Stage(
-            steps=self.steps or 1,
-            batches=self.with_prior(bb, refs, seed=seed),
-            terms=[
-                *((weight * (1 - self.attract), term) for weight, term in self.terms()),
-                (self.attract / numbers, anchored(parts.word, to=noun)),
-            ],
-            train={parts.word: self.lr or 0.0},
-            schedule=self.schedule or "constant",
-        )
+        terms = [(weight * (1 - self.attract), term) for weight, term in self.terms()]
+        terms.append((self.attract / numbers, anchored(parts.word, to=noun)))
+        yield self.stage(bb, refs, {parts.word: self.lr}, seed=seed, terms=terms)

@@ -78,7 +78,6 @@ class Cones2(Tuned):
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """One stage; the encoders learn to say more of the bare noun."""
-        from fromfew.fit import Stage
         from fromfew.losses import held_first, held_rest
 
         batches = self.photos(bb, refs)
@@ -88,13 +87,9 @@ class Cones2(Tuned):
             return replace(batch, captions=[refs.words] * len(batch))
 
         held = [(self.hold_first, held_first(bb, parts.word)), (self.hold_rest, held_rest(bb, parts.word))]
-        yield Stage(
-            steps=self.steps or 1,
-            batches=bare_noun,
-            terms=[*replace(self, prior=0.0).terms(), *((weight, term) for weight, term in held if weight)],
-            train={parts.encoder: self.lr or 0.0} if "encoder" in parts else {},
-            schedule=self.schedule or "constant",
-        )
+        terms = [*replace(self, prior=0.0).terms(), *((weight, term) for weight, term in held if weight)]
+        rates = {parts.encoder: self.lr} if "encoder" in parts else {}
+        yield self.stage(bb, refs, rates, seed=seed, batches=bare_noun, terms=terms)
 
     def keep(self, bb: Backbone, parts: Parts) -> Parts:
         """What the noun's state has gained, mean over sentences."""

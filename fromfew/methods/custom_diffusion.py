@@ -62,16 +62,9 @@ class CustomDiffusion(Tuned):
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """One stage; photos and pictures of the plain noun in every batch."""
-        from fromfew.fit import Stage
         from fromfew.parts.still_first import StillFirst
         from fromfew.ports.part import Parts
 
         still = Parts(first=StillFirst())
-        yield Stage(
-            steps=self.steps or 1,
-            batches=self.with_prior(bb, refs, seed=seed),
-            terms=self.terms(),
-            train={part: (self.lr if part is parts.maps else self.word_lr) or 0.0 for part in parts},
-            schedule=self.schedule or "constant",
-            attach=lambda batch, chance: still,
-        )
+        rates = {part: self.lr if part is parts.maps else self.word_lr for part in parts}
+        yield self.stage(bb, refs, rates, seed=seed, attach=lambda batch, chance: still)

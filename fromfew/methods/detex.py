@@ -96,15 +96,8 @@ class Detex(Tuned):
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """One stage; words and maps learn together."""
-        from fromfew.fit import Stage
-
-        yield Stage(
-            steps=self.steps or 1,
-            batches=self.with_prior(bb, refs, seed=seed),
-            terms=self.terms(),
-            train={part: (self.lr if part is parts.maps else self.word_lr) or 0.0 for part in parts},
-            schedule=self.schedule or "constant",
-        )
+        rates = {part: self.lr if part is parts.maps else self.word_lr for part in parts}
+        yield self.stage(bb, refs, rates, seed=seed)
 
 
 def _named(refs: References, what: str, number: int) -> str:

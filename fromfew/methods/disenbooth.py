@@ -79,7 +79,7 @@ class DisenBooth(Tuned):
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """One stage; a branch that is not kept learns beside the parts."""
-        from fromfew.fit import Stage, generator
+        from fromfew.fit import generator
         from fromfew.losses import apart, besides, only
 
         image = parts.image if "image" in parts else self._image(bb, refs, generator(seed, 1))
@@ -91,12 +91,8 @@ class DisenBooth(Tuned):
 
         cosine = only("photo", apart(beside))
         rates = {parts.word: self.word_lr, parts.denoiser: self.lr, image: self.image_lr}
-        yield Stage(
-            steps=self.steps or 1,
-            batches=self.with_prior(bb, refs, seed=seed),
-            terms=[(1.0, besides(bb, beside, photo)), (self.weak, photo), (self.contrast, cosine), *prior],
-            train={part: rate or 0.0 for part, rate in rates.items()}, schedule=self.schedule or "constant",
-        )
+        terms = [(1.0, besides(bb, beside, photo)), (self.weak, photo), (self.contrast, cosine), *prior]
+        yield self.stage(bb, refs, rates, seed=seed, terms=terms)
 
     def _image(self, bb: Backbone, refs: References, rng: Generator) -> ImageStates:
         from fromfew.encoders import squares

@@ -89,13 +89,5 @@ class DreamBooth(Tuned):
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """One stage; photos and pictures of the plain noun in every batch."""
-        from fromfew.fit import Stage
-
-        slow = self.encoder_lr or 0.0
-        yield Stage(
-            steps=self.steps or 1,
-            batches=self.with_prior(bb, refs, seed=seed),
-            terms=self.terms(),
-            train={part: self.lr or 0.0 if part is parts.denoiser else slow for part in parts},
-            schedule=self.schedule or "constant",
-        )
+        rates = {part: self.lr if part is parts.denoiser else self.encoder_lr for part in parts}
+        yield self.stage(bb, refs, rates, seed=seed)

@@ -108,11 +108,8 @@ class E4T(Tuned, Pretrained):
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """One short stage in which all of it learns."""
-        from fromfew.fit import Stage
         from fromfew.losses import only
         from fromfew.parts.encoded_word import loudness
 
-        terms = [*self.terms(), (self.pull, only("photo", loudness([parts.word])))]
-        rates: dict[nn.Module, float] = dict.fromkeys(parts, self.lr or 0.0)
-        batches = self.with_prior(bb, refs, seed=seed)
-        yield Stage(self.steps or 1, batches, terms, rates, schedule=self.schedule or "constant")
+        more = [(self.pull, only("photo", loudness([parts.word])))]
+        yield self.stage(bb, refs, dict.fromkeys(parts, self.lr), seed=seed, more=more)

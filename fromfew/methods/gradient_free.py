@@ -78,7 +78,7 @@ class GradientFree(Tuned):
         """One stage, whose steps are generations."""
         import torch
 
-        from fromfew.fit import Stage, generator
+        from fromfew.fit import generator
         from fromfew.search import Search, principal_directions, random_directions
 
         rng, directions, done = generator(seed, 1), {}, 0
@@ -92,10 +92,5 @@ class GradientFree(Tuned):
             directions[value] = torch.zeros(*value.shape, dims)
             directions[value][..., done : done + each] = principal_directions(table, value.shape, each)
             done += each
-        yield Stage(
-            steps=self.steps or 1,
-            batches=self.with_prior(bb, refs, seed=seed),
-            terms=self.terms(),
-            train={parts.word: 1.0},
-            search=Search(directions, self.population, self.spread or 1.0),
-        )
+        search = Search(directions, self.population, self.spread or 1.0)
+        yield self.stage(bb, refs, {parts.word: 1.0}, seed=seed, search=search)

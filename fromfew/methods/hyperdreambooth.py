@@ -106,8 +106,4 @@ class HyperDreamBooth(Tuned, Pretrained):
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """One short stage; what the network said stays."""
-        from fromfew.fit import Stage
-
-        rates = {parts.word: self.word_lr or self.lr or 0.0, parts.tuned: self.lr or 0.0}
-        batches = self.with_prior(bb, refs, seed=seed)
-        yield Stage(self.steps or 1, batches, self.terms(), rates, schedule=self.schedule or "constant")
+        yield self.stage(bb, refs, {parts.word: self.word_lr or self.lr, parts.tuned: self.lr}, seed=seed)

@@ -87,7 +87,6 @@ class MixOfShow(Tuned):
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """One stage; words, denoiser and encoders at rates of their own."""
-        from fromfew.fit import Stage
         from fromfew.losses import focused, only
         from fromfew.parts.word_table import outgrown
         from fromfew.ports.part import Parts
@@ -101,16 +100,10 @@ class MixOfShow(Tuned):
             parts.word.requires_grad_(not long())
             return Parts()
 
-        yield Stage(
-            steps=self.steps or 1,
-            batches=self.with_prior(bb, refs, seed=seed),
-            terms=[*self.terms(), *maps],
-            train={
-                parts.word: self.word_lr or 0.0,
-                parts.denoiser: self.lr or 0.0,
-                parts.encoder: self.encoder_lr or 0.0,
-            },
-            schedule=self.schedule or "constant",
+        yield self.stage(
+            bb, refs, {parts.word: self.word_lr, parts.denoiser: self.lr, parts.encoder: self.encoder_lr},
+            seed=seed,
+            more=maps,
             record=(refs.placeholder,) if seen else (),
             attach=attach if self.norm_stop else None,
             offset=self.noise_offset,

@@ -80,7 +80,6 @@ class NeTI(Tuned):
         """One stage; the network alone learns, in some steps only as far as a random unit."""
         import torch
 
-        from fromfew.fit import Stage
         from fromfew.ports.part import Parts as NoParts
 
         def drop(batch: Batch, rng: Generator) -> Parts:
@@ -88,12 +87,4 @@ class NeTI(Tuned):
             parts.word.drop = int(unit * self.hidden) if chance < self.dropout else None
             return NoParts()
 
-        yield Stage(
-            steps=self.steps or 1,
-            batches=self.with_prior(bb, refs, seed=seed),
-            terms=self.terms(),
-            train={parts.word: self.lr or 0.0},
-            schedule=self.schedule or "constant",
-            decay=0.01,
-            attach=drop,
-        )
+        yield self.stage(bb, refs, {parts.word: self.lr}, seed=seed, decay=0.01, attach=drop)

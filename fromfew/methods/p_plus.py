@@ -64,12 +64,4 @@ class PPlus(Tuned):
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """One stage; the word alone learns."""
-        from fromfew.fit import Stage
-
-        yield Stage(
-            steps=self.steps or 1,
-            batches=self.with_prior(bb, refs, seed=seed),
-            terms=self.terms(),
-            train={parts.word: self.lr or 0.0},
-            schedule=self.schedule or "constant",
-        )
+        yield self.stage(bb, refs, {parts.word: self.lr}, seed=seed)

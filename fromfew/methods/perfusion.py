@@ -97,7 +97,6 @@ class Perfusion(Tuned):
         """One stage; after every update the concept's encoding follows the word's."""
         import torch
 
-        from fromfew.fit import Stage
         from fromfew.text_statistics import second_moment
 
         moment = second_moment(bb)
@@ -107,11 +106,4 @@ class Perfusion(Tuned):
             if any(len(one) for one in seen):
                 parts.edit.meet(torch.cat(seen).float().mean(0), moment, keep=0.99)
 
-        yield Stage(
-            steps=self.steps or 1,
-            batches=self.with_prior(bb, refs, seed=seed),
-            terms=self.terms(),
-            train={parts.word: self.word_lr or 0.0, parts.edit: self.lr or 0.0},
-            schedule=self.schedule or "constant",
-            after=follow,
-        )
+        yield self.stage(bb, refs, {parts.word: self.word_lr, parts.edit: self.lr}, seed=seed, after=follow)

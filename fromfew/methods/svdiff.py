@@ -97,18 +97,13 @@ class SVDiff(Tuned):
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """One stage with two rates; of several subjects, with the unmix term."""
-        from fromfew.fit import Stage
         from fromfew.losses import only, unmixed
         from fromfew.ports.text import WordPart
 
-        rates = {"denoiser": self.lr, "thin": self.thin_lr}
+        named = {"denoiser": self.lr, "thin": self.thin_lr}
+        rates = {part: named.get(name, self.encoder_lr) for name, part in parts.items()}
         words = {p.placeholder: (p.alias or p.placeholder).split()[0] for p in parts if isinstance(p, WordPart)}
         apart = bool(refs.also and self.cut_mix and self.unmix)
-        yield Stage(
-            steps=self.steps or 1,
-            batches=self.with_prior(bb, refs, seed=seed),
-            terms=[*self.terms(), *([(self.unmix, only("photo", unmixed(words)))] if apart else [])],
-            train={part: rates.get(name, self.encoder_lr) or 0.0 for name, part in parts.items()},
-            schedule=self.schedule or "constant",
-            record=tuple(words.values()) if apart else (),
-        )
+        more = [(self.unmix, only("photo", unmixed(words)))] if apart else []
+        record = tuple(words.values()) if apart else ()
+        yield self.stage(bb, refs, rates, seed=seed, more=more, record=record)

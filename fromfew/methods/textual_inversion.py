@@ -83,18 +83,12 @@ class TextualInversion(Tuned):
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """One stage, or one a vector; the word alone learns."""
-        from fromfew.fit import Stage
         from fromfew.losses import anchored
 
         pull = [(self.anchor, anchored(parts.word, squared=self.anchor_by == "squared"))] if self.anchor else []
         count, steps = self.vectors if self.progressive else 1, self.steps or 1
         for nth in range(1, count + 1):
             parts.word.shown = nth if self.progressive else self.vectors
-            yield Stage(
-                steps=steps * nth // count - steps * (nth - 1) // count,
-                batches=self.with_prior(bb, refs, seed=seed),
-                terms=[*self.terms(), *pull],
-                train={parts.word: self.lr or 0.0},
-                schedule=self.schedule or "constant",
-                name=f"learn {nth} of {count}" if count > 1 else "learn",
-            )
+            share = steps * nth // count - steps * (nth - 1) // count
+            name = f"learn {nth} of {count}" if count > 1 else "learn"
+            yield self.stage(bb, refs, {parts.word: self.lr}, seed=seed, more=pull, steps=share, name=name)

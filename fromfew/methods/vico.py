@@ -86,7 +86,6 @@ class ViCo(Tuned):
         """One stage; word and blocks learn together."""
         import torch
 
-        from fromfew.fit import Stage
         from fromfew.losses import mapped_as
         from fromfew.ports.part import Parts as Set
         from fromfew.ports.text import END
@@ -97,12 +96,10 @@ class ViCo(Tuned):
                 parts.reader.show(torch.cat([bb.encode(one) for one in batch.shown.split(1)]))
             return Set()
 
-        yield Stage(
-            steps=self.steps or 1,
-            batches=self.photos(bb, refs),
-            terms=[*self.terms(), (self.attention, mapped_as(refs.placeholder, END))],
-            train={parts.word: self.word_lr or 0.0, parts.reader: self.lr or 0.0},
-            schedule=self.schedule or "constant",
+        yield self.stage(
+            bb, refs, {parts.word: self.word_lr, parts.reader: self.lr},
+            seed=seed,
+            more=[(self.attention, mapped_as(refs.placeholder, END))],
             attach=show,
             record=(refs.placeholder, END),
         )

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fromfew.errors import FromfewError
 from fromfew.ports.place import Place, PlacedWord
 from fromfew.ports.text import first_ids
 
@@ -103,9 +102,7 @@ class EncodedWord(PlacedWord):
 
     def check(self, bb: Backbone) -> None:
         """The backbone must have the same text encoders, of the same widths."""
-        there = {key: encoder.width for key, encoder in bb.text_encoders.items()}
-        if there != self._widths:
-            raise FromfewError(f"{self!r} does not fit {bb.name}: its text encoders are {there}, not {self._widths}.")
+        self.same_encoders(bb, self._widths)
 
     def config(self) -> dict[str, Any]:
         """Everything but the numbers."""

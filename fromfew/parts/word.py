@@ -124,9 +124,8 @@ class Word(WordPart):
 
     def check(self, bb: Backbone) -> None:
         """The backbone must have the same text encoders, of the same widths."""
-        there = {key: encoder.width for key, encoder in bb.text_encoders.items()}
-        if self.alias is None and there != self._widths:
-            raise FromfewError(f"{self!r} does not fit {bb.name}: its text encoders are {there}, not {self._widths}.")
+        if self.alias is None:
+            self.same_encoders(bb, self._widths)
 
     def config(self) -> dict[str, Any]:
         """Everything but the vectors."""

@@ -172,9 +172,7 @@ class WordMapper(PlacedWord):
 
     def check(self, bb: Backbone) -> None:
         """The same text encoders, of the same widths, and as many layers."""
-        there = {key: encoder.width for key, encoder in bb.text_encoders.items()}
-        if there != self._widths:
-            raise FromfewError(f"{self!r} does not fit {bb.name}: its text encoders are {there}, not {self._widths}.")
+        self.same_encoders(bb, self._widths)
         super().check(bb)
 
     def config(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,16 @@ class WordPart(Part):
     def inside(self, encoder: TextEncoder, rows: Sequence[bool], strength: float) -> Handle:
         """Act inside an encoder while it reads; ``rows`` says which prompts hold the placeholder."""
         return Handle()
+
+    def same_encoders(self, bb: Backbone, widths: Mapping[str, int]) -> None:
+        """Refuse a backbone whose text encoders are others, or of other widths.
+
+        Raises:
+            FromfewError: With both.
+        """
+        there = {key: encoder.width for key, encoder in bb.text_encoders.items()}
+        if there != widths:
+            raise FromfewError(f"{self!r} does not fit {bb.name}: its text encoders are {there}, not {widths}.")
 
     def attach(self, bb: Backbone, strength: float) -> Handle:
         """Nothing to install: encoding a prompt asks which words are attached."""

@@ -126,7 +126,7 @@ def test_the_command_line_refuses_before_it_learns_or_draws(short, tmp_path, cap
 
 def test_show_tells_the_memory_of_a_method_on_a_base(capsys):
     assert main(["show", "lora", "--base", "tiny-sd15"]) == 0
-    assert "memory on tiny-sd15" in (said := capsys.readouterr().out)
+    assert "on tiny-sd15" in (said := capsys.readouterr().out)
     assert "batch 1" in said
     assert main(["show", "lora", "--base", "tiny-sd15", "--json"]) == 0
     assert "about" in json.loads(capsys.readouterr().out)["memory"]["batch 1"]

@@ -1,8 +1,9 @@
 """Settings that depend on the base: the one place where they live.
 
 A method's setting that is ``None`` takes its value here: from the base's own table if there is one, else from
-``default``. The defaults follow the papers' practice on Stable Diffusion. The table of ``world``, the small embedded
-base, was chosen by measurement for textual-inversion, dreambooth, lora and custom-diffusion; the others' are first guesses.
+``default``. The defaults follow the papers' practice on Stable Diffusion. The table of ``world``, the small
+embedded base, was chosen by measurement for textual-inversion, dreambooth, lora and custom-diffusion; the others'
+are first guesses.
 """
 
 from __future__ import annotations

@@ -32,6 +32,13 @@ def scenes(n: int) -> list[Scene]:
     return found
 
 
+def plain(n: int) -> list[Scene]:
+    """``n`` scenes with one core object, every object in turn, in its own colours and no style."""
+    objects, contexts = list(names(CORE)), list(CONTEXTS)
+    found = [Scene((Item(objects[i % len(objects)]),), contexts[i * 5 % len(contexts)], "plain") for i in range(n)]
+    return [replace(scene, caption=caption(scene)) for scene in found]
+
+
 def pairs(n: int) -> list[Scene]:
     """``n`` scenes with two different core objects side by side."""
     found = []
@@ -88,7 +95,7 @@ def report(out: Path, *, n: int = 200, base: str = "world") -> str:
 
     Args:
         out: folder for the results.
-        n: prompts with one object; a fifth as many with two.
+        n: prompts with one object; half as many with one object and no style, a fifth as many with two.
         base: the base to measure.
     """
     from fromfew.backbones.open import open_backbone
@@ -97,14 +104,16 @@ def report(out: Path, *, n: int = 200, base: str = "world") -> str:
 
     out.mkdir(parents=True, exist_ok=True)
     bb = open_backbone(base)
-    single, double = scenes(n), pairs(max(8, n // 5))
+    single, bare, double = scenes(n), plain(max(len(names(CORE)), n // 2)), pairs(max(8, n // 5))
     made = make(bb, [s.caption for s in single], seed=SEED)
+    unstyled = make(bb, [s.caption for s in bare], seed=SEED + 2)
     both = make(bb, [s.caption for s in double], seed=SEED + 1)
     truth, truth_both = real(single), real(double)
     with torch.no_grad():
         back = torch.cat([bb.decode(bb.encode(part)) for part in truth.split(16)]).clamp(-1, 1)
     table = {
         "one object": (judged(made.tensor, single), judged(truth, single)),
+        "one object, no style": (judged(unstyled.tensor, bare), judged(real(bare), bare)),
         "two objects": (judged(both.tensor, double), judged(truth_both, double)),
         "distance": (
             {"Frechet, x 100": round(distance(made.tensor, truth), 2)},
@@ -113,12 +122,14 @@ def report(out: Path, *, n: int = 200, base: str = "world") -> str:
         "autoencoder": ({"PSNR (dB)": round(float(psnr(back - truth)), 2)}, {}),
     }
     write_atomic(out / "report.json", json.dumps({"n": n, "fingerprint": bb.fingerprint(), "table": table}, indent=2))
-    lines = [f"{n} prompts with one object, {len(double)} with two, judged by a network that did not train the base.\n"]
+    counts = f"{n} prompts with one object, {len(bare)} more without a style, {len(double)} with two"
+    lines = [f"{counts}, judged by a network that did not train the base.\n"]
     lines += ["| | measure | base | real scenes |", "|---|---|---|---|"]
     for group, (ours, ceiling) in table.items():
         lines += [f"| {group} | {name} | {value} | {ceiling.get(name, '')} |" for name, value in ours.items()]
     text = "\n".join(lines) + "\n"
     write_atomic(out / "report.md", text)
-    said = [s.caption for s in (*single[:40], *double[:8])]
-    contact_sheet([*made.pil[:40], *both.pil[:8]], said, columns=8, cell=128).save(out / "sheet.png")
+    said = [s.caption for s in (*bare[:24], *single[:20], *double[:4])]
+    shown = [*unstyled.pil[:24], *made.pil[:20], *both.pil[:4]]
+    contact_sheet(shown, said, columns=8, cell=128).save(out / "sheet.png")
     return text

@@ -114,7 +114,9 @@ def assemble(folder: Path, target: Path) -> None:
         model.float()
     # AutoencoderTiny writes a setting that it does not read, and warns of it whenever the folder is opened.
     config = target / "vae" / "config.json"
-    kept = {k: v for k, v in json.loads(config.read_text()).items() if k != "block_out_channels"}
+    kept = json.loads(config.read_text())
+    for name in ("block_out_channels", "_name_or_path"):  # the other says where this machine keeps its files
+        kept.pop(name, None)
     config.write_text(json.dumps(kept, indent=2) + "\n")
     tokenizer.save_pretrained(target / "tokenizer")
     DDIMScheduler(**SCHEDULE).save_pretrained(target / "scheduler")

@@ -59,7 +59,7 @@ class Combiner(Named, ABC):
         Raises:
             FromfewError: If the concepts do not fit the base or each other, or this way of joining.
         """
-        from fromfew.concept import Card, Concept, versions
+        from fromfew.concept import Card, Concept
         from fromfew.ports.part import Parts
 
         began = monotonic()
@@ -72,16 +72,14 @@ class Combiner(Named, ABC):
         parts.eval()
         answers = {word: noun for one in concepts for word, noun in one.answers.items()}
         first = next(iter(answers), None)
-        card = Card(
+        card = Card.of(
+            bb,
+            parts,
             method=f"combine {self.name()}",
             settings={**self.settings(), "concepts": [_told(one) for one in concepts]},
-            base={"name": bb.name, "family": bb.family, "fingerprint": bb.fingerprint()},
             photos=tuple(photo for one in concepts for photo in one.card.photos),
             seed=seed,
             seconds=round(monotonic() - began, 3),
-            learned=parts.count(),
-            bytes=sum(value.numel() * value.element_size() for value in parts.state_dict().values()),
-            versions=versions(),
         )
         noun = answers.pop(first) if first is not None else None
         return Concept("-".join(one.name for one in concepts), first, noun, parts, card, also=answers)

@@ -72,6 +72,17 @@ class Card:
     rights: str = "The photos' owner decides; ask people shown in them before you share this concept."
     """Who may use it for what."""
 
+    @classmethod
+    def of(cls, bb: Backbone, parts: Parts, **told: Any) -> Card:
+        """The card of finished parts: base, size and versions are looked up, the rest is told."""
+        return cls(
+            base={"name": bb.name, "family": bb.family, "fingerprint": bb.fingerprint()},
+            learned=parts.count(),
+            bytes=sum(value.numel() * value.element_size() for value in parts.state_dict().values()),
+            versions=versions(),
+            **told,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Concept:
@@ -107,6 +118,12 @@ class Concept:
     def answers(self) -> dict[str, str | None]:
         """Every placeholder it answers to, with its noun."""
         return {**({self.placeholder: self.noun} if self.placeholder is not None else {}), **self.also}
+
+    @property
+    def things(self) -> list[str]:
+        """What prompts call, never empty: each word with its noun (``<rex> cat``); without words, the noun alone."""
+        found = [f"{word} {noun}" if noun else word for word, noun in self.answers.items()]
+        return found or [self.noun or "picture"]
 
     def spelled(self, word: str) -> str:
         """What stands in an encoded prompt for one of its placeholders: itself, or the last word of its plain text.

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from fromfew.errors import FromfewError, unknown
+from fromfew.errors import FromfewError
 from fromfew.recipes import recipe
 from fromfew.registry import Named, cards, find, names
 
@@ -85,24 +85,22 @@ class Learner(Named, ABC):
     def _concept(
         self, bb: Backbone, refs: References | None, parts: Parts, seed: int, history: Iterable[History] = ()
     ) -> Concept:
-        from fromfew.concept import Card, Concept, versions
+        from fromfew.concept import Card, Concept
 
         history = list(history)
         losses = [loss for one in history for loss in one.losses]
         parts.requires_grad_(False)
         parts.eval()
-        card = Card(
+        card = Card.of(
+            bb,
+            parts,
             method=self.name(),
             settings=self.settings(),
-            base={"name": bb.name, "family": bb.family, "fingerprint": bb.fingerprint()},
             photos=refs.hashes if refs is not None else (),
             seed=seed,
             steps=len(losses),
             loss=sum(losses[-20:]) / len(losses[-20:]) if losses else None,
             seconds=round(sum(one.seconds for one in history), 3),
-            learned=parts.count(),
-            bytes=sum(value.numel() * value.element_size() for value in parts.state_dict().values()),
-            versions=versions(),
         )
         if refs is None:
             return Concept(self.name(), None, None, parts, card)
@@ -159,22 +157,25 @@ class Tuned(Learner):
         Raises:
             FromfewError: Naming the setting.
         """
+        super().__post_init__()
         positive = {name: getattr(self, name) for name in ("steps", "batch", "lr", "class_images")}
         for name, value in positive.items():
             if value is not None and not value > 0:
                 raise FromfewError(f"{name} must be above 0, not {value}.")
-        for name, choices in (
-            ("modifier", ("word", "rare", "text")),
-            ("schedule", (None, "constant", "linear", "cosine")),
-            ("prior_from", ("pictures", "base")),
-        ):
-            if getattr(self, name) not in choices:
-                raise unknown(name, str(getattr(self, name)), [choice for choice in choices if choice])
         anything = (0, math.inf)
         self.within(prior=anything, views=anything, outside=(0, 1), class_anchor=anything)
         self.within(weight_decay=anything, attention_sparsity=anything)
         if self.modifier == "text" and not self.text:
             raise FromfewError("With modifier 'text' say which text: text='...'.")
+
+    def reasons(self, bb: Backbone, refs: References | None) -> list[str]:
+        """Also: a noun, where the method or its pictures of the plain noun need one."""
+        reasons = super().reasons(bb, refs)
+        own = self.card().get("noun", False)
+        if (own or self.prior) and refs is not None and any(one.noun is None for one in refs.subjects):
+            what = "it needs a noun" if own else "pictures of the plain noun need one (or a prior of 0)"
+            reasons.append(f'{what}: say what the photos show with --noun "..."')
+        return reasons
 
     def only_word(self) -> None:
         """Refuse any modifier but a learned word, for methods that make something of the word.
@@ -303,25 +304,19 @@ class Tuned(Learner):
         )
 
     def with_prior(self, bb: Backbone, refs: References, *, seed: int) -> Source:
-        """The photos joined, if ``prior`` is above 0, by as many pictures of the plain noun (see ``prior_from``).
-
-        Raises:
-            FromfewError: If there is no noun.
-        """
+        """The photos joined, if ``prior`` is above 0, by as many pictures of the plain noun (see ``prior_from``)."""
         from fromfew.class_images import class_images
         from fromfew.data import class_batches, joined, named
 
         photos = self.photos(bb, refs)
         if not self.prior:
             return photos
-        nouns = {one.noun for one in refs.subjects}
-        if None in nouns:
-            raise FromfewError('Pictures of the plain noun need one: say what the photos show with --noun "...".')
+        nouns = {str(one.noun) for one in refs.subjects}
         if self.prior_from == "base":
             plain = [named(self._photos(bb, one, self._share(refs)), str(one.noun)) for one in refs.subjects]
             return joined(photos, *plain)
         plain, share = [], math.ceil((self.batch or 1) / len(nouns))
-        for noun in sorted(map(str, nouns)):
+        for noun in sorted(nouns):
             drawn = class_images(bb, noun, self.class_images or 16, seed=seed)
             plain.append(class_batches(drawn, noun=noun, size=bb.default_size, batch=share))
         return joined(photos, *plain)

@@ -16,7 +16,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args, get_origin, get_type_hints
 
 from fromfew.errors import FromfewError, unknown
 
@@ -28,6 +28,19 @@ __all__ = ["COMBINERS", "METHODS", "Named", "Shelf", "cards", "find", "names"]
 
 class Named:
     """Frozen settings in a file of their own, with a literal ``CARD`` at its head."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that are none of the choices their ``Literal`` names; subclasses refuse more.
+
+        Raises:
+            FromfewError: Naming the setting and the nearest choice.
+        """
+        for name, hint in get_type_hints(type(self)).items():
+            literals = [one for one in (hint, *get_args(hint)) if get_origin(one) is Literal]
+            choices = [choice for one in literals for choice in get_args(one)]
+            value = getattr(self, name, None)
+            if choices and value is not None and value not in choices:
+                raise unknown(name, str(value), choices)
 
     @classmethod
     def name(cls) -> str:

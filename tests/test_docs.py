@@ -1,12 +1,16 @@
 """What the documents list is what there is."""
 
+import argparse
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from fromfew.cli import main
+from fromfew.commands.parsing import Parser
 from fromfew.registry import COMBINERS, METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -54,3 +58,36 @@ def test_files_named_in_documents_exist(page):
     folders, endings = "tests|scripts|docs|examples|benchmarks|fromfew", "py|md|toml|csv|json"
     named = re.findall(rf"`((?:{folders})/[\w./-]+\.(?:{endings}))`", text)
     assert [file for file in named if "my-method" not in file and not (ROOT / file).exists()] == []
+
+
+class Read(BaseException):
+    """A command line was understood; nothing else is to happen."""
+
+
+def commands(page):
+    """What the blocks of a page say to type: the words behind ``fromfew``, continued lines joined, remarks left out."""
+    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("fromfew ")]
+
+
+def test_commands_are_found_in_the_documents():
+    assert ["methods"] in commands("README.md")
+    assert ["combine", "concepts/rex", "concepts/tom:0.8"] in [words[:3] for words in commands("docs/several.md")]
+
+
+@pytest.mark.parametrize(("page", "words"), [(page, words) for page in PAGES for words in commands(page)], ids=str)
+def test_every_command_in_the_documents_is_understood(page, words, monkeypatch):
+    def stopped(read):
+        def reads(parser, argv):
+            read(parser, argv)
+            raise Read
+
+        return reads
+
+    # The second is for verbs whose parser is a plain one, which leaves the program instead of raising.
+    monkeypatch.setattr(Parser, "read", stopped(Parser.read))
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stopped(argparse.ArgumentParser.parse_args))
+    monkeypatch.setattr(argparse.ArgumentParser, "error", lambda parser, message: pytest.fail(message))
+    with pytest.raises(Read):
+        main(words)

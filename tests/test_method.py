@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,7 @@ from fromfew.commands.settings import settings_of
 from fromfew.errors import FromfewError
 from fromfew.method import Free, Learner, Tuned, cards, find, names
 from fromfew.recipes import RECIPES, recipe
-from fromfew.registry import GROUP
+from fromfew.registry import COMBINERS, GROUP, METHODS
 from fromfew.testing.contract import few_photos
 from fromfew.testing.tiny import tiny
 
@@ -89,6 +90,14 @@ def test_settings_that_cannot_be_meant_are_refused(settings):
         find("lora")(**settings)
 
 
+@pytest.mark.parametrize(("shelf", "name"), [(shelf, name) for shelf in (METHODS, COMBINERS) for name in shelf.names()])
+def test_every_choice_that_is_none_is_refused_with_the_nearest(shelf, name):
+    for one in settings_of(name, shelf):
+        for choice in one.choices:
+            with pytest.raises(FromfewError, match=f"Unknown {one.name} '{choice}x'. Did you mean .*'{choice}'"):
+                shelf.find(name).of({one.name: f"{choice}x"})
+
+
 def test_an_unknown_setting_answers_with_the_nearest():
     with pytest.raises(FromfewError, match="'rank'"):
         find("lora").of({"ranks": 3})
@@ -111,13 +120,14 @@ def test_what_is_chosen_for_the_base_has_a_recipe_on_every_base(name):
         assert sorted(chosen - set(recipe(name, base))) == [], base
 
 
-def test_pictures_of_the_plain_noun_need_a_noun():
-    from fromfew.references import References
-
-    refs = few_photos()
-    bare = References.of(*(p.image for p in refs.photos), captions=["a <v> thing"] * 3)
-    with pytest.raises(FromfewError, match="--noun"):
-        find("dreambooth")(steps=1, batch=1, lr=1e-3).learn(tiny("sd15"), bare)
+@pytest.mark.parametrize("name", ["dreambooth", "break-a-scene", "cones2", "attn-dreambooth"])
+def test_what_needs_a_noun_says_so_before_any_work(name):
+    refs, said = few_photos(masks=True), []
+    bare = replace(refs, noun=None, photos=tuple(replace(photo, caption="a <v> thing") for photo in refs.photos))
+    with pytest.raises(FromfewError, match=r"cannot learn this .*--noun"):
+        find(name)(steps=2, batch=1, lr=1e-3).learn(tiny("sd15"), bare, watch=lambda *told: said.append(told))
+    assert said == []
+    assert find("dreambooth")(prior=0.0).reasons(tiny("sd15"), bare) == []
 
 
 def test_no_photos_are_refused_before_any_work():

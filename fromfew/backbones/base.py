@@ -135,8 +135,13 @@ class Backbone(ABC):
 
     def modules_(self) -> dict[str, nn.Module]:
         """All modules of the model: "denoiser", "vae", "encoder.one" and so on."""
-        encoders = {f"encoder.{key}": encoder.model for key, encoder in self.text_encoders.items()}
-        return {"denoiser": self.denoiser, "vae": self.vae, **encoders}
+        models = [encoder.model for encoder in self.text_encoders.values()]
+        return {"denoiser": self.denoiser, "vae": self.vae, **dict(zip(self.encoder_paths, models, strict=True))}
+
+    @property
+    def encoder_paths(self) -> tuple[str, ...]:
+        """Full paths of the text encoders, "encoder.one" and so on."""
+        return tuple(f"encoder.{key}" for key in self.text_encoders)
 
     def module(self, path: str) -> nn.Module:
         """The module at a full path, such as ``"denoiser.mid_block.attentions.0"``.

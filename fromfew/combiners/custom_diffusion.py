@@ -65,8 +65,8 @@ class CustomDiffusionMerge(Combiner):
         Raises:
             FromfewError: Naming the setting.
         """
-        if not 1 <= self.captions <= len(_NOUNS) * len(_CAPTIONS):
-            raise FromfewError(f"captions is 1 to {len(_NOUNS) * len(_CAPTIONS)}, not {self.captions}.")
+        super().__post_init__()
+        self.within(captions=(1, len(_NOUNS) * len(_CAPTIONS)))
         if not 0 < self.ridge <= 1:
             raise FromfewError(f"ridge is above 0 and at most 1, not {self.ridge}.")
 
@@ -151,8 +151,7 @@ def _plain(count: int) -> list[str]:
 
 
 def _called(concept: Concept) -> list[str]:
-    things = [f"{word} {noun}" if noun else word for word, noun in concept.answers.items()]
-    return [sentence.replace("{}", thing) for sentence in ("{}", "photo of a {}") for thing in things]
+    return [sentence.replace("{}", thing) for sentence in ("{}", "photo of a {}") for thing in concept.things]
 
 
 def _features(

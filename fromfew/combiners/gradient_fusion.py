@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fromfew.combine import Combiner, delta_at, deltas, kept, listening, whole_parts
-from fromfew.errors import FromfewError, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,10 +58,8 @@ class GradientFusion(Combiner):
         Raises:
             FromfewError: Naming the setting.
         """
-        if self.solver not in ("closed", "lbfgs"):
-            raise unknown("solver", str(self.solver), ("closed", "lbfgs"))
-        if self.iterations < 1 or self.drawing < 1:
-            raise FromfewError("iterations and drawing must be at least 1.")
+        super().__post_init__()
+        self.within(iterations=(1, inf), drawing=(1, inf))
 
     def join(
         self, bb: Backbone, concepts: Sequence[Concept], *, seed: int, watch: Watch | None, work: Path | None
@@ -175,13 +173,8 @@ def _crossing(bb: Backbone) -> set[str]:
     return {f"{path}.weight" for path in bb.select("text.key", "text.value")}
 
 
-def _things(concept: Concept) -> list[str]:
-    found = [f"{word} {noun}" if noun else word for word, noun in concept.answers.items()]
-    return found or [concept.noun or "picture"]
-
-
 def _prompts(concept: Concept) -> list[str]:
-    return [sentence.replace("{}", thing) for thing in _things(concept) for sentence in ("photo of a {}", "{}")]
+    return [sentence.replace("{}", thing) for thing in concept.things for sentence in ("photo of a {}", "{}")]
 
 
 def _read_prompts(
@@ -227,5 +220,5 @@ def _draw(
     from fromfew.make import make
 
     with listening(bb, modules, take):
-        for thing in _things(concept):
+        for thing in concept.things:
             make(bb, f"photo of a {thing}", concept, guidance=1.0, steps=steps, seed=seed)

@@ -115,11 +115,10 @@ class ZipLoRA(Combiner):
         Raises:
             FromfewError: Naming the setting.
         """
-        for name in ("steps", "batch", "pictures", "drawing"):
-            if getattr(self, name) < 1:
-                raise FromfewError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if not self.lr > 0 or self.overlap < 0:
-            raise FromfewError("lr must be above 0, and overlap not below.")
+        super().__post_init__()
+        self.within(**dict.fromkeys(("steps", "batch", "pictures", "drawing"), (1, math.inf)), overlap=(0, math.inf))
+        if not self.lr > 0:
+            raise FromfewError(f"lr must be above 0, not {self.lr:g}.")
 
     def needs(self, bb: Backbone, concepts: Sequence[Concept]) -> list[str]:
         """Something must be there to be merged."""
@@ -198,8 +197,7 @@ def _drawn(bb: Backbone, concepts: Sequence[Concept], count: int, share: int, st
 
     each = []
     for one in concepts:
-        things = [f"{word} {noun}" if noun else word for word, noun in one.answers.items()] or [one.noun or "picture"]
-        said = [f"a {things[i % len(things)]}" for i in range(count)]
+        said = [f"a {one.things[i % len(one.things)]}" for i in range(count)]
         with torch.no_grad():
             drawn = list(make(bb, said, one, steps=steps, seed=seed))
         refs = References.of(*drawn, captions=said)

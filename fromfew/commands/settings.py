@@ -36,10 +36,6 @@ class Setting:
         values = ast.literal_eval(f"({self.kind[8:-1]},)")
         return tuple(values)
 
-    def open_(self) -> bool:
-        """Whether the value is left to the base."""
-        return self.default is None
-
 
 def _source(name: str, shelf: Shelf) -> ast.Module:
     """The parsed file of a method or combiner.
@@ -55,8 +51,8 @@ def _classes(tree: ast.Module) -> dict[str, ast.ClassDef]:
 
 
 def _bases() -> dict[str, ast.ClassDef]:
-    """What methods build on: the classes of method.py and weight_tuned.py."""
-    files = (Path(__file__).parents[1] / name for name in ("method.py", "weight_tuned.py"))
+    """What methods build on: the classes of method.py, weight_tuned.py and word_tuned.py."""
+    files = (Path(__file__).parents[1] / name for name in ("method.py", "weight_tuned.py", "word_tuned.py"))
     return {k: v for file in files for k, v in _classes(ast.parse(file.read_text(encoding="utf-8"))).items()}
 
 

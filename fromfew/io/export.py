@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fromfew.errors import FromfewError, unknown
 from fromfew.io.files import replace_folder, write_atomic
-from fromfew.io.forms import custom_diffusion, embedding, full_model, ip_adapter, kohya, peft, peft_others
+from fromfew.io.forms import custom_diffusion, embedding, full_model, ip_adapter, kohya, lycoris, peft, peft_others
 from fromfew.io.forms import diffusers as diffusers_form
 from fromfew.io.forms.names import component, file_name
 from fromfew.io.forms.thin import Thinned, thin
@@ -29,8 +29,8 @@ __all__ = ["ALSO", "FORMS", "Exported", "export", "form_named"]
 
 FORMS: dict[str, str] = {
     "diffusers": "LoRA and learned words for diffusers (and ComfyUI)",
-    "kohya": "LoRA and learned words for A1111, ComfyUI and sd-scripts",
-    "peft": "LoRA, LoHa, LoKr, DoRA, OFT and (IA)3 as adapter folders of PEFT",
+    "kohya": "LoRA, LoHa, LoKr, DoRA and learned words for A1111, ComfyUI and sd-scripts",
+    "peft": "LoRA, LoHa, LoKr, DoRA, OFT, BOFT and (IA)3 as adapter folders of PEFT",
     "custom-diffusion": "key and value maps and words for diffusers' Custom Diffusion",
     "ip-adapter": "the adapter a picture was read with, as an IP-Adapter checkpoint",
     "full": "a whole diffusers model with the concept merged in",
@@ -65,7 +65,6 @@ class Exported:
         thinned: What making changes thin cost, for LoRA.
         notes: What one must know to use it.
         rounded: Whether numbers were written in a shorter format.
-        readable: Whether fromfew reads such files too.
     """
 
     form: str
@@ -75,7 +74,6 @@ class Exported:
     thinned: Thinned | None = None
     notes: list[str] = field(default_factory=list)
     rounded: bool = False
-    readable: bool = True
 
     @property
     def exact(self) -> bool:
@@ -196,6 +194,12 @@ def _lora(job: _Job) -> None:
         _words(job, _file(to, f"{file_name(concept.name)}.safetensors"), beside=False)
         return
     main = _file(to, f"{file_name(concept.name)}.safetensors" if kohya_form else "pytorch_lora_weights.safetensors")
+    if kohya_form and job.rank is None and bb.family == "unet" and lycoris.holds(concept):
+        tensors, notes, rank_, alpha = lycoris.write(concept, kohya.names(bb))
+        _put(main, tensors, {**about(concept), **kohya.training(concept, bb, rank_, alpha), **notes}, job.dtype)
+        job.wrote(main)
+        _words(job, main)
+        return
     form = kohya if kohya_form else diffusers_form
     done.thinned = found = thin(concept, bb, job.rank, done.form, form.names(bb))
     if kohya_form:
@@ -212,7 +216,7 @@ def _lora(job: _Job) -> None:
 def _peft(job: _Job) -> None:
     concept, bb, to, done = job.concept, job.bb, job.to, job.done
     if job.rank is None and peft_others.holds(concept):
-        written, done.readable = peft_others.write(concept, bb, peft.targets), False
+        written = peft_others.write(concept, bb, peft.targets)
     else:
         done.thinned = thin(concept, bb, job.rank, done.form)
         written = peft.write(done.thinned.maps, bb)

@@ -15,7 +15,7 @@ from fromfew.io.files import hash_regular
 from fromfew.io.forms import custom_diffusion, embedding, full_model, ip_adapter, kohya, peft
 from fromfew.io.forms import diffusers as diffusers_form
 from fromfew.io.forms.pickled import read_pickled_word
-from fromfew.io.forms.thin import parts_of
+from fromfew.io.forms.relatives import kinds_in, parts_of
 from fromfew.io.tensors import read_header, read_tensors
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Found", "Imported", "bring_in", "identify"]
 
 _WHAT = {
-    "diffusers": "a LoRA in diffusers' form", "kohya": "a LoRA in the form of sd-scripts, A1111 and ComfyUI",
-    "peft": "a LoRA in PEFT's form", "embedding": "a learned word (textual inversion)",
+    "diffusers": "a {kind} in diffusers' form", "kohya": "a {kind} in the form of sd-scripts, A1111 and ComfyUI",
+    "peft": "a {kind} in PEFT's form", "embedding": "a learned word (textual inversion)",
     "custom-diffusion": "Custom Diffusion in diffusers' form", "ip-adapter": "an IP-Adapter checkpoint",
     "full": "a whole model in a diffusers folder",
 }  # fmt: skip
@@ -56,7 +56,7 @@ class Found:
     @property
     def what(self) -> str:
         """One phrase that says what it is."""
-        return _WHAT[self.form]
+        return _WHAT[self.form].format(kind=kinds_in(self.tensors)).replace("a (IA)3", "an (IA)3").replace("a OFT", "an OFT")
 
 
 @dataclass(eq=False)
@@ -85,15 +85,20 @@ def identify(path: Path | str) -> list[Found]:
     path = Path(path)
     if path.is_dir():
         return _folder(path)
+    if path.name == peft.NUMBERS and (path.parent / peft.CONFIG).is_file():
+        return _folder(path.parent)
     if path.suffix.lower() in _OLD:
         tensors, called = read_pickled_word(path)
         named = {called: next(iter(tensors.values()))} if called and list(tensors) == ["emb_params"] else tensors
         return [Found(path, "embedding", embedding.fits(named), named)]
     metadata, tensors = read_header(path).metadata, read_tensors(path)
+    _finite(path, tensors)
     form = _form(tensors)
-    odd = next((key for key, one in tensors.items() if not bool(one.float().isfinite().all())), None)
-    if odd is not None:
-        raise FromfewError(f"'{path}' is damaged: '{odd[:80]}' holds a number that is not finite.")
+    if form != "embedding" and any(name.startswith("base_model.model.") for name in tensors):
+        raise FromfewError(
+            f"'{path}' is a PEFT adapter without the {peft.CONFIG} that lay beside it and says its kind and scale. "
+            f"Put it there, and call the file {peft.NUMBERS}."
+        )
     if form is None:
         some = ", ".join(sorted(tensors)[:3])
         raise FromfewError(
@@ -101,6 +106,12 @@ def identify(path: Path | str) -> list[Found]:
         )
     fits = embedding.fits(tensors) if form == "embedding" else _fits(tensors)
     return [Found(path, form, fits, tensors, _told(metadata), _notes(metadata))]
+
+
+def _finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    odd = next((key for key, one in tensors.items() if not bool(one.float().isfinite().all())), None)
+    if odd is not None:
+        raise FromfewError(f"'{path}' is damaged: '{odd[:80]}' holds a number that is not finite.")
 
 
 def _form(tensors: Mapping[str, Tensor]) -> str | None:
@@ -118,6 +129,7 @@ def _folder(path: Path) -> list[Found]:
     if adapters:
         tensors = {f"{name}/{key}": value for name, folder in adapters.items()
                    for key, value in read_tensors(folder / peft.NUMBERS).items()}  # fmt: skip
+        _finite(path, tensors)
         told = _told(read_header(next(iter(adapters.values())) / peft.NUMBERS).metadata)
         return [Found(path, "peft", _fits(tensors), tensors, told)]
     if (path / custom_diffusion.FILE).is_file():
@@ -166,7 +178,8 @@ def _fits(tensors: Mapping[str, Tensor]) -> str:
     if mark is not None:
         return mark
     reads = ("attn2_to_k.lora_down.weight", "attn2.to_k.lora_A.weight", "to_k_custom_diffusion.weight",
-             "to_k_ip.weight", "attn2.to_k.lora.down.weight", "attn2.processor.to_k_lora.down.weight")  # fmt: skip
+             "to_k_ip.weight", "attn2.to_k.lora.down.weight", "attn2.processor.to_k_lora.down.weight",
+             "attn2_to_k.hada_w1_b", "attn2.to_k.hada_w1_b")  # fmt: skip
     widths = {value.shape[1] for name, value in tensors.items() if name.endswith(reads) and value.dim() > 1}
     if len(widths) == 1:
         width = widths.pop()
@@ -242,10 +255,13 @@ def _parts(
     if one.form == "custom-diffusion":
         part, ignored = custom_diffusion.read(one.tensors, bb)
         return {"maps": part}, ignored
+    maps: dict[str, Any]
     if one.form == "peft":
         maps, ignored = peft.read(one.path, bb)
+    elif one.form == "kohya":
+        maps, ignored = kohya.read(one.tensors, bb)
     else:
-        maps, ignored = (kohya if one.form == "kohya" else diffusers_form).read(one.tensors, bb)
+        maps, ignored = diffusers_form.read(one.tensors, bb)
     if not maps:
         raise FromfewError(
             f"'{one.path}' is {one.what} for {one.fits}; none of its {len(one.tensors)} keys fits '{bb.name}'."

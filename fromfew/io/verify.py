@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from fromfew.errors import FromfewError
 from fromfew.io.export import Exported, adapter
-from fromfew.io.forms import embedding, ip_adapter, peft
+from fromfew.io.forms import embedding, ip_adapter, lycoris, peft
 from fromfew.io.forms.names import pipeline
 from fromfew.io.importing import bring_in, identify
-from fromfew.io.tensors import read_tensors
+from fromfew.io.tensors import read_header, read_tensors
 from fromfew.make import make, noise_of
 from fromfew.ports.text import WordPart
 
@@ -37,8 +38,7 @@ class Verified:
 
     Args:
         library: Whose loader read the file.
-        file: Between that library and fromfew, both reading the file; the same as ``concept`` where fromfew does not
-            read such files.
+        file: Between that library and fromfew, both reading the file.
         concept: Between that library reading the file and the concept itself.
         effect: Between the concept and the bare base, to compare with.
         exact: Whether the form holds the concept without approximation.
@@ -108,8 +108,6 @@ def _verify(concept: Concept, bb: Backbone, done: Exported, seed: int) -> Verifi
     theirs = _theirs(pipe, bb, _respelled(prompt, concept), seed)
     ours = _ours(bb, prompt, concept, seed)
     far, effect = _apart(theirs, ours), _apart(ours, _ours(bb, _respelled(prompt, concept), (), seed))
-    if not done.readable:
-        return Verified(_LIBRARY[done.form], far, far, effect, done.exact)
     files = [done.changes] if done.changes is not None else []
     found = [one for path in [*files, *done.words.values()] for one in identify(path)]
     again = bring_in(found, bb).concept
@@ -200,6 +198,9 @@ def _needs_peft() -> None:
 
 def _load_lora(pipe: Any, bb: Backbone, path: Path) -> None:
     _needs_peft()
+    kind = lycoris.beyond(read_header(path).tensors)
+    if kind is not None:
+        raise FromfewError(f"diffusers reads no file with keys such as '{kind}'; A1111 and ComfyUI do.")
     pipe.load_lora_weights(str(path.parent), weight_name=path.name)
 
 
@@ -208,8 +209,19 @@ def _load_peft(pipe: Any, bb: Backbone, folder: Path) -> None:
     from peft import PeftModel
 
     for name, where in peft.folders(folder).items():
+        _no_butterfly(where)
         model = getattr(pipe, ("unet" if bb.family == "unet" else "transformer") if name == "." else name)
         PeftModel.from_pretrained(model, str(where))  # puts its layers into the model itself
+
+
+def _no_butterfly(where: Path) -> None:
+    """PEFT drops all factors of a BOFT but one, where it cannot build its CUDA extension; refuse before it fails."""
+    if json.loads((where / peft.CONFIG).read_text()).get("boft_n_butterfly_factor", 1) == 1:
+        return
+    from peft.tuners.boft.layer import get_fbd_cuda
+
+    if get_fbd_cuda() is None:
+        raise FromfewError("PEFT multiplies the factors of a BOFT only with its CUDA extension, which is not here.")
 
 
 def _load_custom(pipe: Any, bb: Backbone, path: Path) -> None:

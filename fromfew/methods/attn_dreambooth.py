@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import inf
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from fromfew.errors import FromfewError
-from fromfew.method import Tuned
+from fromfew.word_tuned import WordTuned
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -27,12 +26,13 @@ CARD = {
     "kind": "tuned",
     "ports": ("text", "linear"),
     "backbones": ("sd15", "sd21", "sdxl", "sd3", "flux"),
+    "noun": True,
     "adds": "as much as the denoiser itself",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttnDreamBooth(Tuned):
+class AttnDreamBooth(WordTuned):
     """Learn a word briefly, then the attention that reads text, then the whole denoiser, one after the other.
 
     Minimises ``E ‖f(x_t, t, "a photo of a <v> cat") - target‖² + λ_μ (μ_v - μ_c)² + λ_s (σ²_v - σ²_c)²`` in all
@@ -46,8 +46,6 @@ class AttnDreamBooth(Tuned):
     1.0
     """
 
-    modifier: Literal["word", "rare", "text"] = "word"
-    """Always a learned word: its place among other words is what the first stage learns."""
     word_steps: int | None = None
     """Steps of the word alone; few, so that it does not take in the whole picture; chosen if left open."""
     word_lr: float | None = None
@@ -62,24 +60,13 @@ class AttnDreamBooth(Tuned):
     """Weight of equal variances in the second and third stage; none in the first."""
 
     def __post_init__(self) -> None:
-        """Also refuse a modifier with nothing to learn.
+        """Also refuse weights below 0.
 
         Raises:
             FromfewError: Naming the setting.
         """
         super().__post_init__()
-        self.only_word()
         self.within(mean=(0, inf), variance=(0, inf))
-
-    def refuse(self, bb: Backbone, refs: References | None) -> None:
-        """Also refuse photos without a noun.
-
-        Raises:
-            FromfewError: With the reason.
-        """
-        super().refuse(bb, refs)
-        if refs is not None and refs.noun is None:
-            raise FromfewError('attn-dreambooth compares the word with its noun: say what the photos show with --noun.')
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
         """The word, beginning as the noun, and a difference of every parameter, text attention apart."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
 
-from fromfew.method import Tuned
+from fromfew.word_tuned import WordTuned
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -34,7 +34,7 @@ CARD = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class BreakAScene(Tuned):
+class BreakAScene(WordTuned):
     """Learn every masked thing of a picture as a word: first the words alone, then the model as well.
 
     Every step names a random subset ``s`` of the things and minimises ``Σ m_s e² / Σ m_s + attention · Σ_{i ∈ s}
@@ -62,9 +62,8 @@ class BreakAScene(Tuned):
     """Width of a low-rank change instead of a full one; 0 is full (the paper); chosen for the base if open."""
 
     def __post_init__(self) -> None:
-        """Also refuse a modifier with nothing to learn in the first stage, and shares that leave nothing."""
+        """Also refuse shares that leave nothing."""
         super().__post_init__()
-        self.only_word()
         self.within(words_first=(0, 0.95), low_rank=(0, 1024), attention=(0, inf))
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
@@ -77,8 +76,7 @@ class BreakAScene(Tuned):
             rank = self.low_rank
             return LowRank.of(bb.select(what), rank, float(rank), rng) if rank else FullDelta.of(bb, *paths)
 
-        encoders = [f"encoder.{key}" for key in bb.text_encoders]
-        encoder = change("encoder.attention", *encoders) if self.encoder else None
+        encoder = change("encoder.attention", *bb.encoder_paths) if self.encoder else None
         words = self.words(bb, refs, rng, nouns=True)
         return Parts(**words, denoiser=change("attention", "denoiser"), encoder=encoder)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from fromfew.errors import FromfewError
-from fromfew.method import Tuned
+from fromfew.word_tuned import WordTuned
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -32,7 +31,7 @@ CARD = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class CatVersion(Tuned):
+class CatVersion(WordTuned):
     """Learn what the noun means here as one more key and value in every layer of the text encoder.
 
     Minimises ``E ‖f(x_t, t, c(noun; K', V')) - target‖²`` for ``K'``, ``V'``: every token of the prompt reads
@@ -53,14 +52,10 @@ class CatVersion(Tuned):
     """Added to the scores of the prefix: 1 as in the authors' code, 0 for none."""
     spread: float = 0.1
     """Standard deviation of the first keys and values."""
-    modifier: Literal["word", "rare", "text"] = "word"
-    """Always the noun itself: leave it."""
 
     def __post_init__(self) -> None:
         """Also refuse a prefix that cannot be."""
         super().__post_init__()
-        if self.modifier != "word":
-            raise FromfewError("catversion learns in front of the noun and has no word: leave modifier at 'word'.")
         self.within(length=(1, 64), last=(1, inf), spread=(0, inf))
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:

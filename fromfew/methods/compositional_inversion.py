@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fromfew.method import Tuned
+from fromfew.word_tuned import WordTuned
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -30,7 +30,7 @@ CARD = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompositionalInversion(Tuned):
+class CompositionalInversion(WordTuned):
     """Learn a word that stays beside the words it stands for, so that it can be put together with others.
 
     Semantic part: minimises ``(1 - attract) E ‖f(x_t, t, c(v)) - target‖² + attract · E ‖e(v) - e(noun)‖²`` over the
@@ -56,15 +56,12 @@ class CompositionalInversion(Tuned):
     """Size of the moves that bring it there; 0 switches them off."""
     until: float = 0.2
     """Share of the steps of a drawing in which they are made."""
-    modifier: Literal["word", "rare", "text"] = "word"
-    """Always a learned word: it is all that this method learns."""
 
     def __post_init__(self) -> None:
         """Also refuse what cannot be meant."""
         from fromfew.parts.box import Box
 
         super().__post_init__()
-        self.only_word()
         self.within(vectors=(1, 16), attract=(0, 1))
         if self.box is not None:
             Box("<v>", self.box, scale=self.scale, until=self.until)

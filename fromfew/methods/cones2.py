@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import inf
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from fromfew.errors import FromfewError
-from fromfew.method import Tuned
+from fromfew.word_tuned import WordTuned
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -28,12 +28,13 @@ CARD = {
     "kind": "tuned",
     "ports": ("text",),
     "backbones": ("sd15", "sd21", "sdxl"),
+    "noun": True,
     "adds": "one vector as wide as the encoded text: a few kilobytes",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cones2(Tuned):
+class Cones2(WordTuned):
     """Tune the text encoder on the bare noun while every other token is held still; keep what its state has gained.
 
     Minimises ``E ‖f(x_t, t, h) - target‖² + hold_first ‖h[0] - h0[0]‖ + hold_rest ‖h[n+1:] - h0[n+1:]‖`` over the
@@ -48,18 +49,16 @@ class Cones2(Tuned):
     0.01
     """
 
-    modifier: Literal["word", "rare", "text"] = "word"
-    """Always a word: what it adds is all that this method learns."""
     hold_first: float = 1e-2
     """Weight of holding the state of the text's first token."""
     hold_rest: float = 1e-3
     """Weight of holding the states behind the noun."""
 
     def __post_init__(self) -> None:
-        """Also refuse a modifier with nothing to learn, and weights below 0."""
+        """Also refuse prompts without the noun, and weights below 0."""
         super().__post_init__()
-        if self.modifier != "word" or not self.noun:
-            raise FromfewError("cones2 adds to the noun: leave modifier at 'word' and noun on.")
+        if not self.noun:
+            raise FromfewError("cones2 adds to the noun: leave noun on.")
         self.within(hold_first=(0, inf), hold_rest=(0, inf))
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
@@ -68,13 +67,8 @@ class Cones2(Tuned):
         from fromfew.parts.residual import Residual
         from fromfew.ports.part import Parts
 
-        if refs.noun is None:
-            raise FromfewError('cones2 adds to a noun: say what the photos show with --noun "...".')
-        encoders = [f"encoder.{key}" for key in bb.text_encoders]
-        return Parts(
-            word=Residual.of(bb, refs.placeholder, refs.noun),
-            encoder=FullDelta.of(bb, *encoders),
-        )
+        word = Residual.of(bb, refs.placeholder, str(refs.noun))
+        return Parts(word=word, encoder=FullDelta.of(bb, *bb.encoder_paths))
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """One stage; the encoders learn to say more of the bare noun."""

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from fromfew.errors import FromfewError
-from fromfew.method import Tuned
+from fromfew.word_tuned import WordTuned
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -33,7 +33,7 @@ CARD = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class COTI(Tuned):
+class COTI(WordTuned):
     """Learn a word from the best photos of a noisy pool, and keep its best state.
 
     The first photos are trusted; the others are a pool. Every cycle two heads learn from the chosen photos what shows
@@ -69,13 +69,10 @@ class COTI(Tuned):
     """File of a linear predictor of quality on the eye's features; none if left open."""
     eye: str | None = None
     """Frozen image encoder: world, a folder or a hub id; chosen for the base if left open."""
-    modifier: Literal["word", "rare", "text"] = "word"
-    """Always a learned word: it is all that this method learns."""
 
     def __post_init__(self) -> None:
         """Also refuse counts that cannot be."""
         super().__post_init__()
-        self.only_word()
         self.within(vectors=(1, 16), **dict.fromkeys(("initial", "add", "cycles", "checks", "previews"), (1, inf)))
         if not self.ladder or not all(factor > 0 for factor in self.ladder):
             raise FromfewError(f"ladder is a few factors above 0, not {list(self.ladder)}.")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fromfew.method import Tuned
+from fromfew.word_tuned import WordTuned
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -31,7 +31,7 @@ CARD = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detex(Tuned):
+class Detex(WordTuned):
     """Learn a subject as a word from which each photo's pose and background are taken by words of their own.
 
     Minimises ``E Σ m e² / Σ m`` with prompts "a <v> cat, <v-pose-i> pose, <v-scene-i> background", from which pose
@@ -56,9 +56,8 @@ class Detex(Tuned):
     """Learning rate of all words; chosen for the base if left open."""
 
     def __post_init__(self) -> None:
-        """Also refuse a subject without a word, and words that are always dropped."""
+        """Also refuse words that are always dropped."""
         super().__post_init__()
-        self.only_word()
         self.within(drop=(0, 0.9))
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:

@@ -64,11 +64,10 @@ class DreamBooth(Tuned):
         from fromfew.parts.full import FullDelta
         from fromfew.ports.part import Parts
 
-        encoders = [f"encoder.{key}" for key in bb.text_encoders]
         return Parts(
             **self.words(bb, refs, rng),
             denoiser=FullDelta.of(bb, "denoiser"),
-            encoder=FullDelta.of(bb, *encoders) if self.encoder else None,
+            encoder=FullDelta.of(bb, *bb.encoder_paths) if self.encoder else None,
         )
 
     def refuse(self, bb: Backbone, refs: References | None) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from fromfew.method import Pretrained, Tuned
+from fromfew.method import Pretrained
+from fromfew.word_tuned import WordTuned
 
 if TYPE_CHECKING:
     from torch import Generator, nn
@@ -33,7 +34,7 @@ CARD = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class E4T(Tuned, Pretrained):
+class E4T(WordTuned, Pretrained):
     """Say the word from the photo with an encoder that was trained on the domain, then tune everything briefly.
 
     ``v = v_noun + 0.1 · E(f, t)`` and ``W ∘ (1 + Δ)`` for attention, E and Δ trained beforehand; both, and a
@@ -46,8 +47,6 @@ class E4T(Tuned, Pretrained):
     0.2
     """
 
-    modifier: Literal["word", "rare", "text"] = "word"
-    """Always a word: the encoder says it."""
     noun: bool = False
     """Whether the noun follows the word in templates; the word begins as it."""
     eye: str | None = None
@@ -58,9 +57,8 @@ class E4T(Tuned, Pretrained):
     """Whether the text encoders learn as well."""
 
     def __post_init__(self) -> None:
-        """Also refuse a modifier that says nothing."""
+        """Also refuse a pull below 0."""
         super().__post_init__()
-        self.only_word()
         self.within(pull=(0, inf))
 
     def modules(self, bb: Backbone) -> nn.Module:
@@ -103,7 +101,7 @@ class E4T(Tuned, Pretrained):
         ready: Any = self.filled(bb)
         seen = look_at(self.eye, squares(refs, bb.default_size), bb.device).mean(0)
         word = ready["word"].holding(seen, refs.placeholder, refs.noun or "object")
-        encoders = [f"encoder.{key}" for key in bb.text_encoders] if self.encoder else ()
+        encoders = bb.encoder_paths if self.encoder else ()
         return Parts(word=word, offsets=ready["offsets"], denoiser=FullDelta.of(bb, "denoiser", *encoders))
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:

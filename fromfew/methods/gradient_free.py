@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fromfew.errors import FromfewError, unknown
-from fromfew.method import Tuned
+from fromfew.errors import FromfewError
+from fromfew.word_tuned import WordTuned
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -31,7 +31,7 @@ CARD = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientFree(Tuned):
+class GradientFree(WordTuned):
     """Learn a subject or style as a word without a single gradient: no more memory than drawing takes.
 
     Minimises textual inversion's ``E ‖f(x_t, t, c(v)) - target‖²`` over ``v = v₀ + D z`` by CMA-ES: every step tries
@@ -55,15 +55,10 @@ class GradientFree(Tuned):
     """Points tried a step."""
     spread: float | None = None
     """Standard deviation of the first points; chosen for the base if left open."""
-    modifier: Literal["word", "rare", "text"] = "word"
-    """Always a learned word: it is all that this method learns."""
 
     def __post_init__(self) -> None:
         """Also refuse a search that cannot be."""
         super().__post_init__()
-        self.only_word()
-        if self.subspace not in ("prior", "pca"):
-            raise unknown("subspace", str(self.subspace), ("prior", "pca"))
         self.within(vectors=(1, 16), dims=(1, 4096), population=(4, 1000))
         if self.spread is not None and not self.spread > 0:
             raise FromfewError(f"spread must be above 0, not {self.spread:g}.")

@@ -64,6 +64,7 @@ class IPAdapter(Encoded):
         Raises:
             FromfewError: Naming the setting.
         """
+        super().__post_init__()
         if self.inner < 64 or self.inner % 64:
             raise FromfewError(f"inner is a multiple of 64 (heads are 64 wide), not {self.inner}.")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from fromfew.method import Tuned
+from fromfew.word_tuned import WordTuned
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -32,7 +32,7 @@ CARD = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixOfShow(Tuned):
+class MixOfShow(WordTuned):
     """Learn a subject as two words per cross-attention layer and thin changes of all attention and the text encoders.
 
     Minimises ``E Σ m e² / Σ m + attention Σ_places (1 - m) A / Σ A`` for the words' vectors, one of which begins as the
@@ -47,8 +47,6 @@ class MixOfShow(Tuned):
     8
     """
 
-    modifier: Literal["word", "rare", "text"] = "word"
-    """Always learned words."""
     vectors: int = 2
     """Words per layer; the last begins as the noun, those before it at random."""
     rank: int | None = None
@@ -67,7 +65,6 @@ class MixOfShow(Tuned):
     def __post_init__(self) -> None:
         """Also refuse what cannot be meant."""
         super().__post_init__()
-        self.only_word()
         self.within(vectors=(1, 16), rank=(1, 1024), attention=(0, inf), noise_offset=(0, inf), norm_stop=(0, inf))
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:

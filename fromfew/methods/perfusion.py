@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fromfew.errors import FromfewError, unknown
-from fromfew.method import Tuned
+from fromfew.errors import FromfewError
+from fromfew.word_tuned import WordTuned
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -31,7 +31,7 @@ CARD = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Perfusion(Tuned):
+class Perfusion(WordTuned):
     """Learn a word and what each layer makes of it; where it is looked for stays its noun's.
 
     ``h = W e - (s/n) W i + σ((s/n - β)/τ) o`` with ``s = eᵀ C⁻¹ i``, ``n = iᵀ C⁻¹ i``: ``i`` a running mean of the
@@ -45,8 +45,6 @@ class Perfusion(Tuned):
     0.6
     """
 
-    modifier: Literal["word", "rare", "text"] = "word"
-    """Always a learned word: its encoding is what the maps answer to."""
     word_lr: float | None = None
     """Learning rate of the word; chosen for the base if left open."""
     beta: float = 0.7
@@ -61,15 +59,12 @@ class Perfusion(Tuned):
     """When drawing, whether the word's keys are the noun's, or all keys are those of a prompt with the noun in it."""
 
     def __post_init__(self) -> None:
-        """Also refuse a modifier with nothing to learn, and gates that are none.
+        """Also refuse gates that are none.
 
         Raises:
             FromfewError: Naming the setting.
         """
         super().__post_init__()
-        self.only_word()
-        if self.lock not in ("local", "global"):
-            raise unknown("lock", str(self.lock), ("local", "global"))
         if not (self.tau > 0 and self.learning_tau > 0):
             raise FromfewError(f"tau and learning_tau must be above 0, not {self.tau} and {self.learning_tau}.")
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Literal
 
-from fromfew.errors import unknown
-from fromfew.method import Tuned
+from fromfew.word_tuned import WordTuned
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -32,7 +31,7 @@ CARD = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextualInversion(Tuned):
+class TextualInversion(WordTuned):
     """Learn a subject or style as a word; nothing else of the model changes.
 
     Minimises ``E ‖f(x_t, t, c(v)) - target‖²`` over the photos for the vectors ``v`` that stand where the
@@ -55,21 +54,15 @@ class TextualInversion(Tuned):
     """What the vectors begin as: the noun (or text), a rare token, chance, or the encoder's output for the noun."""
     progressive: bool = False
     """Whether vectors come one by one, each after an equal share of the steps, instead of all at once."""
-    modifier: Literal["word", "rare", "text"] = "word"
-    """Always a learned word: it is all that this method learns."""
     anchor: float = 0.0
     """Pull of the vectors towards where they began, as a weight of their distance."""
     anchor_by: Literal["squared", "distance"] = "squared"
     """Which distance pulls: the squared one, or the plain one, mean over vectors."""
 
     def __post_init__(self) -> None:
-        """Also refuse a modifier with nothing to learn."""
+        """Also refuse counts and weights that cannot be."""
         super().__post_init__()
-        self.only_word()
         self.within(vectors=(1, 16), anchor=(0, inf))
-        for name, choices in (("begin", ("noun", "rare", "random", "cross")), ("anchor_by", ("squared", "distance"))):
-            if getattr(self, name) not in choices:
-                raise unknown(name, str(getattr(self, name)), choices)
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
         """The word, beginning as the settings say."""

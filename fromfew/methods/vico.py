@@ -8,7 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from fromfew.errors import FromfewError
-from fromfew.method import Tuned
+from fromfew.word_tuned import WordTuned
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -33,7 +33,7 @@ CARD = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViCo(Tuned):
+class ViCo(WordTuned):
     """Learn a subject as a word and blocks that attend, patch to patch, to the model's own features of a photo.
 
     Behind some blocks ``x ← ICA(x, x_r, M)``: attention to the photo's features ``x_r`` where ``M``, Otsu's cut of
@@ -57,7 +57,6 @@ class ViCo(Tuned):
     def __post_init__(self) -> None:
         """Also refuse what does not go with it."""
         super().__post_init__()
-        self.only_word()
         if self.prior:
             raise FromfewError("vico leaves the base's weights alone, so nothing drifts: leave prior at 0.")
         self.within(attention=(0, inf), reference=(0, inf))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from fromfew.errors import FromfewError
 from fromfew.parts._over import Over, weights_of
 from fromfew.ports.linear import flat
 
@@ -39,24 +40,39 @@ class Kronecker(Over):
         rank: Width of the second factor's bottleneck.
         alpha: Scale; ``alpha = rank`` means 1.
         factor: Greatest side of the first factor; -1 for the nearest to a square root.
+        odd: Paths that follow another rule, as files of other tools may have them: the two sides of the first factor,
+            and whether the second is whole.
+
+    Raises:
+        FromfewError: If sides do not divide those of the weight.
     """
 
     kind = "kronecker"
 
     def __init__(
-        self, shapes: Mapping[str, Sequence[int]], rank: int = 4, alpha: float = 4.0, factor: int = -1
-    ) -> None:
+        self, shapes: Mapping[str, Sequence[int]], rank: int = 4, alpha: float = 4.0, factor: int = -1,
+        odd: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(shapes)
         self.rank, self.alpha, self.factor = rank, alpha, factor
+        self.odd = {path: (int(u), int(p), bool(whole)) for path, (u, p, whole) in (odd or {}).items()}
         self.small, self.whole, self.up, self.down = (nn.ParameterDict() for _ in range(4))
         for path, shape in self._shapes.items():
-            (u, v), (p, q) = factors(shape[0], factor), factors(shape[1], factor)
-            name, kernel = flat(path), prod(shape[2:])
+            u, p, whole = self.odd.get(path) or self.usual(shape, rank, factor)
+            if min(u, p) < 1 or shape[0] % u or shape[1] % p:
+                raise FromfewError(f"'{path}' is {shape}: a first factor of {u} x {p} does not divide it.")
+            name, kernel, v, q = flat(path), prod(shape[2:]), shape[0] // u, shape[1] // p
             self.small[name] = torch.zeros(u, p)
-            if rank >= max(v, q) / 2:
+            if whole:
                 self.whole[name] = torch.zeros(v, q * kernel)
             else:
                 self.up[name], self.down[name] = torch.zeros(v, rank), torch.zeros(rank, q * kernel)
+
+    @staticmethod
+    def usual(shape: Sequence[int], rank: int, factor: int) -> tuple[int, int, bool]:
+        """Sides of the first factor, and whether the second is whole, by the rule."""
+        (u, v), (p, q) = factors(shape[0], factor), factors(shape[1], factor)
+        return u, p, rank >= max(v, q) / 2
 
     @classmethod
     def of(cls, maps: Mapping[str, nn.Module], rank: int, alpha: float, rng: Generator, factor: int = -1) -> Kronecker:
@@ -85,5 +101,6 @@ class Kronecker(Over):
         return self.scale(path) * torch.kron(small, second)
 
     def settings(self) -> dict[str, Any]:
-        """Rank, alpha and factor."""
-        return {"rank": self.rank, "alpha": self.alpha, "factor": self.factor}
+        """Rank, alpha and factor, and what follows another rule."""
+        odd = {path: list(one) for path, one in self.odd.items()}
+        return {"rank": self.rank, "alpha": self.alpha, "factor": self.factor, **({"odd": odd} if odd else {})}

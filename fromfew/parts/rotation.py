@@ -13,13 +13,28 @@ from fromfew.errors import FromfewError
 from fromfew.parts._over import Over, weights_of
 from fromfew.ports.linear import flat
 
-__all__ = ["Rotation", "butterfly", "cayley"]
+__all__ = ["Rotation", "butterfly", "cayley", "neumann", "skew"]
 
 
-def cayley(skew: Tensor) -> Tensor:
+def cayley(turn: Tensor) -> Tensor:
     """``(I - S)(I + S)⁻¹`` of skew-symmetric ``[..., n, n]``: orthogonal, exact, and I for S = 0."""
-    eye = torch.eye(skew.shape[-1], device=skew.device, dtype=skew.dtype).expand_as(skew)
-    return torch.linalg.solve(eye + skew, eye - skew)
+    eye = torch.eye(turn.shape[-1], device=turn.device, dtype=turn.dtype).expand_as(turn)
+    return torch.linalg.solve(eye + turn, eye - turn)
+
+
+def neumann(turn: Tensor, terms: int) -> Tensor:
+    """``I + 2S + 2S² + … + S^k``, PEFT's series of the inverse transform: nearly orthogonal while S is small.
+
+    Args:
+        turn: Skew-symmetric, ``[..., n, n]``.
+        terms: 1 is I, 2 is I + 2S; from 3 on, the last power is ``max(3, terms - 1)`` and counts once.
+    """
+    total = torch.eye(turn.shape[-1], device=turn.device, dtype=turn.dtype).expand_as(turn)
+    power, last = turn, 1 if terms == 2 else max(3, terms - 1)
+    for number in range(1, last + 1 if terms > 1 else 1):
+        total = total + (1 if number == last > 1 else 2) * power
+        power = power @ turn
+    return total
 
 
 def butterfly(size: int, block: int, level: int) -> Tensor:
@@ -46,14 +61,20 @@ class Rotation(Over):
         shapes: Path of each weight to its shape.
         blocks: Path of each weight to (factors, blocks, side of a block).
         scaled: Whether a factor per output is learned as well.
+        series: Terms of PEFT's series (`neumann`) in the place of the exact transform, for files learned with it; 0
+            for none.
     """
 
     kind = "rotation"
 
     def __init__(
-        self, shapes: Mapping[str, Sequence[int]], blocks: Mapping[str, Sequence[int]], scaled: bool = False
-    ) -> None:
+        self, shapes: Mapping[str, Sequence[int]], blocks: Mapping[str, Sequence[int]], scaled: bool = False,
+        series: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__(shapes)
+        if not 0 <= series <= 64:
+            raise FromfewError(f"A rotation's series has 0 to 64 terms, not {series}.")
+        self.series = series
         self.blocks = {path: (int(m), int(n), int(side)) for path, (m, n, side) in blocks.items()}
         self.scaled = scaled
         self.angles = nn.ParameterDict(
@@ -86,7 +107,8 @@ class Rotation(Over):
 
     def turns(self, path: str) -> Tensor:
         """The rotations' blocks ``[factors, blocks, side, side]``."""
-        return cayley(_skew(self.angles[flat(path)], self.blocks[path][2]))
+        found = skew(self.angles[flat(path)], self.blocks[path][2])
+        return neumann(found, self.series) if self.series else cayley(found)
 
     def delta_of(self, path: str, base: Tensor) -> Tensor:
         """``(1 + s) W Rᵀ - W``."""
@@ -111,11 +133,13 @@ class Rotation(Over):
             angles.mul_((radius * side**2 / n**0.5 / far.clamp_min(1e-30)).clamp_max(1.0))
 
     def settings(self) -> dict[str, Any]:
-        """Blocks, and whether outputs are scaled."""
-        return {"blocks": {path: list(one) for path, one in self.blocks.items()}, "scaled": self.scaled}
+        """Blocks, whether outputs are scaled, and the series if there is one."""
+        told = {"blocks": {path: list(one) for path, one in self.blocks.items()}, "scaled": self.scaled}
+        return told | ({"series": self.series} if self.series else {})
 
 
-def _skew(triangle: Tensor, side: int) -> Tensor:
+def skew(triangle: Tensor, side: int) -> Tensor:
+    """Skew-symmetric ``[..., side, side]`` of its upper triangle, row by row."""
     rows, columns = torch.triu_indices(side, side, 1, device=triangle.device)
     upper = triangle.new_zeros(*triangle.shape[:-1], side, side)
     upper[..., rows, columns] = triangle

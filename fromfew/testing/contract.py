@@ -10,8 +10,9 @@ Learning is what costs time, so what one check has learned the others look at (`
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -178,18 +179,23 @@ def check_method(method: Learner, bb: Backbone, *, only: tuple[str, ...] = ()) -
 
     with tempfile.TemporaryDirectory(prefix="fromfew-check-") as folder:
         bench = Bench(method, bb, Path(folder))
-        return _run({name: check for name, check in CHECKS.items() if not only or name in only}, bench)
+        checks = {name: partial(check, bench) for name, check in CHECKS.items() if not only or name in only}
+        return _run(Report(method.name(), bb.name), method.name(), checks)
 
 
-def _run(checks: dict[str, Callable[[Bench], None]], bench: Bench) -> Report:
-    report = Report(bench.method.name(), bench.bb.name)
+def _run(report: Report, subject: str, checks: Mapping[str, Callable[[], None]]) -> Report:
+    """Run the checks one after the other; the first that fails is named.
+
+    Raises:
+        AssertionError: With ``subject``, the base and the name of the check.
+    """
     for name, check in checks.items():
         try:
-            check(bench)
+            check()
         except Skip as why:
             report.skipped[name] = str(why)
         except AssertionError as error:
-            raise AssertionError(f"{report.subject} on {report.backbone}, {name}: {error}") from error
+            raise AssertionError(f"{subject} on {report.backbone}, {name}: {error}") from error
         else:
             report.ran.append(name)
     return report
@@ -210,14 +216,5 @@ def check_part(part: Part, bb: Backbone, *, acts: bool = True, prompt: str = PRO
     """
     from fromfew.testing.part_checks import PART_CHECKS
 
-    report = Report(part.kind, bb.name)
-    for name, check in PART_CHECKS.items():
-        try:
-            check(part, bb, acts, prompt)
-        except Skip as why:
-            report.skipped[name] = str(why)
-        except AssertionError as error:
-            raise AssertionError(f"{part!r} on {bb.name}, {name}: {error}") from error
-        else:
-            report.ran.append(name)
-    return report
+    checks = {name: partial(check, part, bb, acts, prompt) for name, check in PART_CHECKS.items()}
+    return _run(Report(part.kind, bb.name), repr(part), checks)

@@ -193,7 +193,7 @@ _CORE_NAMES = tuple(_CORE)
 _WIDE_NAMES = tuple(_WIDE)
 
 
-def random_scene(rng: np.random.Generator, *, pairs: float = 0.14, portraits: float = 0.05) -> Scene:
+def random_scene(rng: np.random.Generator, *, pairs: float = 0.2, portraits: float = 0.05) -> Scene:
     """A random scene of the held-in grammar, with its caption.
 
     Args:
@@ -210,7 +210,7 @@ def random_scene(rng: np.random.Generator, *, pairs: float = 0.14, portraits: fl
         relation = str(rng.choice(list(RELATIONS)))
     else:
         items = (random_item(rng),)
-    style = "plain" if rng.random() < 0.45 else str(rng.choice([s for s in STYLES if s != "plain"]))
+    style = "plain" if rng.random() < 0.6 else str(rng.choice([s for s in STYLES if s != "plain"]))
     if style in COLOURLESS:
         items = tuple(replace(item, colour=None) for item in items)
     scene = Scene(items, str(rng.choice(list(CONTEXTS))), style, relation)

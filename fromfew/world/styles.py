@@ -35,19 +35,24 @@ def _image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def _ink(picture: Image.Image, paper: tuple[int, ...], ink: tuple[int, ...], shade: float) -> Image.Image:
-    """Edges in one colour on paper of another, with some of the light and shade."""
+def _ink(picture: Image.Image, paper: tuple[int, ...], ink: tuple[int, ...], shade: float, lines: float) -> Image.Image:
+    """Light and shade of a picture in one colour on paper of another, and its edges drawn over them.
+
+    Mostly shade: latents of 8 x 8 pixels hold tones well and thin lines badly, so that a drawing of lines alone is
+    noise to a small base.
+    """
     paper_, ink_ = np.array(paper, dtype=np.float32), np.array(ink, dtype=np.float32)
-    amount = np.clip(_edges(picture) + shade * (1 - _light(picture)), 0, 1)[..., None]
+    tone = np.clip((1 - _light(picture)) * 1.25 - 0.15, 0, 1)
+    amount = np.clip(lines * _edges(picture) + shade * tone, 0, 1)[..., None]
     return _image(paper_ + (ink_ - paper_) * amount)
 
 
 def _sketch(picture: Image.Image) -> Image.Image:
-    return _ink(picture, (248, 244, 232), (45, 42, 50), 0.35)
+    return _ink(picture, (248, 244, 232), (45, 42, 50), 0.9, 0.4)
 
 
 def _blueprint(picture: Image.Image) -> Image.Image:
-    return _ink(picture, (28, 70, 160), (235, 242, 255), 0.0)
+    return _ink(picture, (28, 70, 160), (235, 242, 255), 0.7, 0.4)
 
 
 def _pixel(picture: Image.Image) -> Image.Image:
@@ -62,13 +67,17 @@ def _neon(picture: Image.Image) -> Image.Image:
     vivid = vivid / np.maximum(vivid.max(2, keepdims=True), 1) * 255
     line = _image(vivid * _edges(picture)[..., None])
     glow = np.asarray(line.filter(ImageFilter.GaussianBlur(2.5)), dtype=np.float32)
-    return _image(np.array([14, 8, 30], dtype=np.float32) + pixels * 0.10 + np.asarray(line, dtype=np.float32) + glow)
+    dusk = np.array([24, 6, 52], dtype=np.float32) + pixels * np.array([0.40, 0.24, 0.45], dtype=np.float32)
+    return _image(dusk + 0.5 * np.asarray(line, dtype=np.float32) + 0.8 * glow)
 
 
 def _poster(picture: Image.Image) -> Image.Image:
-    inks = np.array([[22, 38, 70], [200, 50, 48], [105, 160, 175], [248, 228, 178]], dtype=np.uint8)
+    inks = np.array([[22, 38, 70], [200, 50, 48], [105, 160, 175], [248, 228, 178]], dtype=np.float32)
     light = _light(picture.filter(ImageFilter.GaussianBlur(1.0)))
-    return Image.fromarray(inks[np.digitize(light, (0.3, 0.52, 0.74))])
+    # Four flat tones with short ramps between them.
+    ends = (0.25, 0.35, 0.47, 0.57, 0.69, 0.79)
+    tones = (0, 1, 1, 2, 2, 3)
+    return _image(np.stack([np.interp(light, ends, inks[list(tones), c]) for c in range(3)], axis=-1))
 
 
 def _sepia(picture: Image.Image) -> Image.Image:
@@ -85,7 +94,7 @@ def _halftone(picture: Image.Image) -> Image.Image:
     y, x = np.mgrid[0:h, 0:w].astype(np.float32)
     u, v = (x + y) * np.pi / 6, (x - y) * np.pi / 6
     wave = (np.cos(u) * np.cos(v) + 1) / 2
-    ink = np.clip((wave - light) * 6 + 0.5, 0, 1)[..., None]
+    ink = np.clip(1 - light + 0.5 * (wave - 0.5), 0, 1)[..., None]
     return _image(np.array([250, 246, 225]) * (1 - ink) + np.array([30, 20, 70]) * ink)
 
 

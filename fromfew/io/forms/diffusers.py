@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fromfew.errors import FromfewError
 from fromfew.io.forms.names import changeable, component, flattened, owner, wrapped
+from fromfew.io.forms.relatives import Held, decomposed, scaled
 from fromfew.io.forms.thin import Thin, even
 
 if TYPE_CHECKING:
@@ -71,14 +72,12 @@ def _plain(name: str) -> str:
     return name.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.")
 
 
-def read(tensors: Mapping[str, Tensor], bb: Backbone) -> tuple[dict[str, Thin], list[str]]:
-    """Thin maps by module path, and the keys that have no place in this base.
+def read(tensors: Mapping[str, Tensor], bb: Backbone) -> tuple[dict[str, Thin | Held], list[str]]:
+    """Changes by module path, DoRA's too, and the keys that have no place in this base.
 
     Raises:
-        FromfewError: If the file is a DoRA or lacks half of a pair.
+        FromfewError: If the file lacks half of a pair.
     """
-    if any("lora_magnitude_vector" in name or "dora_scale" in name for name in tensors):
-        raise FromfewError("The file is a DoRA: its magnitudes are no difference of weights.")
     places = {name.removeprefix(prefix): path for path, name in names(bb).items() for prefix in ("", "unet.")}
     places |= {
         f"{component(bb, owner(path)[0])}.{flattened(owner(path)[1])}": path
@@ -86,7 +85,7 @@ def read(tensors: Mapping[str, Tensor], bb: Backbone) -> tuple[dict[str, Thin], 
         if path.startswith("encoder.")
     }
     plain = {_plain(name): name for name in tensors}
-    maps: dict[str, Thin] = {}
+    maps: dict[str, Thin | Held] = {}
     used = set()
     for name, original in plain.items():
         base, mark, _ = name.rpartition(".lora_A.weight")
@@ -97,6 +96,11 @@ def read(tensors: Mapping[str, Tensor], bb: Backbone) -> tuple[dict[str, Thin], 
             raise FromfewError(f"The file has '{original}' and no lora_B beside it.")
         down, up = tensors[original], tensors[other]
         scale = 1.0 if alpha is None else float(tensors[alpha]) / down.shape[0]
-        maps[places[base]] = Thin(down.float(), up.float(), scale)
-        used |= {original, other, alpha}
+        maps[places[base]] = one = Thin(down.float(), up.float(), scale)
+        endings = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
+        sizes = next((plain[base + end] for end in endings if base + end in plain), None)
+        if sizes is not None:
+            rank = down.shape[0]
+            maps[places[base]] = decomposed(base, one, *scaled(base, scale * rank, rank), tensors[sizes])
+        used |= {original, other, alpha, sizes}
     return maps, [name for name in tensors if name not in used]

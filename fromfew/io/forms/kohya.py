@@ -4,7 +4,7 @@ The form's rules, for Stable Diffusion 1 and 2: ``lora_unet_`` and the module's 
 underscores; ``lora_te_text_model_…`` for the text encoder. SDXL: the blocks of the denoiser are numbered as in
 its original code (``input_blocks``, ``middle_block``, ``output_blocks``), the encoders are ``lora_te1_`` and
 ``lora_te2_``. Every map has ``lora_down.weight``, ``lora_up.weight`` and a scalar ``alpha``; the change is
-``alpha / rank · up @ down``.
+``alpha / rank · up @ down``. LyCORIS extends it: `fromfew.io.forms.lycoris`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from fromfew.errors import FromfewError
-from fromfew.io.forms import kohya_flux
+from fromfew.io.forms import kohya_flux, lycoris
 from fromfew.io.forms.names import changeable, flattened, owner, wrapped
+from fromfew.io.forms.relatives import Held
 from fromfew.io.forms.thin import Thin, even
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ _OUTSIDE = {
     "time_embedding.linear_2": "time_embed_2", "add_embedding.linear_1": "label_emb_0_0",
     "add_embedding.linear_2": "label_emb_0_2",
 }  # fmt: skip
-_OTHERS = ("hada_", "lokr_", "dora_scale", "lora_mid", "oft_", "glora")
 
 _HAS_NAME = re.compile(
     r"conv_(in|out)|time_embedding\.linear_[12]|add_embedding\.linear_[12]"
@@ -162,7 +162,7 @@ def _notes(concept: Concept, bb: Backbone, rank: int, alpha: float) -> dict[str,
 
 def is_form(tensors: Mapping[str, Tensor]) -> bool:
     """Whether these are keys of this form, or of LyCORIS, which extends it."""
-    return any(name.startswith(("lora_unet_", "lora_te")) and "." in name for name in tensors)
+    return any(name.startswith(("lora_unet_", "lora_te", "lycoris_")) and "." in name for name in tensors)
 
 
 def _places(bb: Backbone) -> dict[str, str]:
@@ -172,7 +172,7 @@ def _places(bb: Backbone) -> dict[str, str]:
         module, rest = owner(path)
         spelled = {name}
         if module == "denoiser":
-            spelled.add("lora_unet_" + rest.replace(".", "_"))
+            spelled |= {f"{prefix}_{rest.replace('.', '_')}" for prefix in ("lora_unet", "lycoris")}
         else:
             first = {"lora_te", "lora_te1"} if module == "encoder.one" else set()
             prefixes = {name.partition("_text_")[0]} | first
@@ -181,31 +181,32 @@ def _places(bb: Backbone) -> dict[str, str]:
     return places
 
 
-def read(tensors: Mapping[str, Tensor], bb: Backbone) -> tuple[dict[str, Thin], list[str]]:
-    """Thin maps by module path, and the keys that have no place in this base.
+def read(tensors: Mapping[str, Tensor], bb: Backbone) -> tuple[dict[str, Thin | Held], list[str]]:
+    """Changes by module path, and the keys that have no place in this base.
 
     Raises:
-        FromfewError: If the file holds another kind of change (LoHa, LoKr, DoRA, ...) or half a pair.
+        FromfewError: If the file holds a kind of change that no concept can, half a pair, or one map twice.
     """
-    other = next((kind for kind in _OTHERS if any(f".{kind}" in name for name in tensors)), None)
-    if other is not None:
-        raise FromfewError(f"The file is of a kind beyond plain LoRA ('.{other.strip('_')}'): not read.")
     if bb.family == "flux":
-        return kohya_flux.read(tensors, bb)
+        kind = lycoris.beyond(tensors)
+        if kind is not None:
+            raise FromfewError(f"The file holds '{kind}': of kohya's files for FLUX only plain LoRA is read.")
+        maps, ignored = kohya_flux.read(tensors, bb)
+        return dict(maps), ignored
     places = _places(bb)
-    maps: dict[str, Thin] = {}
-    used = set()
-    for name, down in tensors.items():
-        base, mark, _ = name.rpartition(".lora_down.weight")
-        if not mark or base not in places:
+    found: dict[str, Thin | Held] = {}
+    used: set[str] = set()
+    for base, given in lycoris.by_base(tensors).items():
+        if base not in places:
             continue
-        up, alpha = tensors.get(f"{base}.lora_up.weight"), tensors.get(f"{base}.alpha")
-        if up is None:
-            raise FromfewError(f"The file has '{name}' and no lora_up beside it.")
-        scale = 1.0 if alpha is None else float(alpha) / down.shape[0]
-        maps[places[base]] = Thin(down.float(), up.float(), scale)
-        used |= {name, f"{base}.lora_up.weight", f"{base}.alpha"}
-    return maps, [name for name in tensors if name not in used]
+        one, names = lycoris.change(base, given)
+        if one is None:
+            continue
+        if places[base] in found:
+            raise FromfewError(f"The file changes '{places[base]}' twice, the second time as '{base}'.")
+        found[places[base]] = one
+        used |= {f"{base}.{name}" for name in names}
+    return found, [name for name in tensors if name not in used]
 
 
 def rank_alpha(tensors: Mapping[str, Tensor]) -> tuple[int, float]:

@@ -1,9 +1,12 @@
-"""LoRA as PEFT keeps it: a folder of ``adapter_config.json`` and ``adapter_model.safetensors`` per model."""
+"""LoRA as PEFT keeps it: a folder of ``adapter_config.json`` and ``adapter_model.safetensors`` per model.
+
+Its relatives lie in such folders too: `fromfew.io.forms.peft_others`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +14,9 @@ from torch import Tensor
 
 from fromfew.errors import FromfewError
 from fromfew.io.files import read_regular
+from fromfew.io.forms import peft_others
 from fromfew.io.forms.names import changeable, component, flattened, owner, wrapped
+from fromfew.io.forms.relatives import Held
 from fromfew.io.forms.thin import Thin, even
 from fromfew.io.tensors import read_tensors
 
@@ -72,13 +77,13 @@ def folders(where: Path) -> dict[str, Path]:
     return {one.parent.name: one.parent for one in sorted(where.glob(f"*/{CONFIG}"))}
 
 
-def read(where: Path, bb: Backbone) -> tuple[dict[str, Thin], list[str]]:
-    """Thin maps by module path, and the keys that have no place in this base.
+def read(where: Path, bb: Backbone) -> tuple[dict[str, Thin | Held], list[str]]:
+    """Changes by module path, and the keys that have no place in this base.
 
     Raises:
-        FromfewError: If an adapter is no plain LoRA, or its files are damaged.
+        FromfewError: If an adapter is of a kind that no concept holds, or its files are damaged.
     """
-    maps: dict[str, Thin] = {}
+    maps: dict[str, Thin | Held] = {}
     ignored: list[str] = []
     modules = {component(bb, module): module for module in bb.modules_() if module != "vae"}
     for name, folder in folders(where).items():
@@ -89,32 +94,42 @@ def read(where: Path, bb: Backbone) -> tuple[dict[str, Thin], list[str]]:
             continue
         places = {spelled: path for path in changeable(bb) if owner(path)[0] == module
                   for spelled in (owner(path)[1], wrapped(owner(path)[1]), flattened(owner(path)[1]))}  # fmt: skip
-        for key, down in tensors.items():
-            base = key.removeprefix(_HEAD).removesuffix(".lora_A.weight")
-            up = tensors.get(key.replace(".lora_A.", ".lora_B."))
-            if key.endswith(".lora_A.weight") and base in places and up is not None:
-                maps[places[base]] = Thin(down.float(), up.float(), _scale(config, base, down.shape[0]))
-            elif not key.endswith(".lora_B.weight") or base.removesuffix(".lora_B.weight") not in places:
-                ignored.append(key if name == "." else f"{name}/{key}")
+        used = set()
+        for base, given in _by_base(tensors, peft_others.suffixes(config)).items():
+            if base not in places or places[base] in maps:
+                continue
+            one = peft_others.read(base, given, config, bb.module(places[base]))
+            if one is not None:
+                maps[places[base]] = one
+                used |= {f"{_HEAD}{base}.{suffix}" for suffix in given}
+        ignored += [key if name == "." else f"{name}/{key}" for key in tensors if key not in used]
     return maps, ignored
+
+
+def _by_base(tensors: Mapping[str, Tensor], suffixes: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """Tensors by module and by their name there."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        suffix = next((one for one in suffixes if key.endswith(f".{one}")), None)
+        if suffix is not None and key.startswith(_HEAD):
+            found.setdefault(key.removeprefix(_HEAD).removesuffix(f".{suffix}"), {})[suffix] = value
+    return found
 
 
 def _checked(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(read_regular(path, 2**22).decode("utf-8"))
-        float(config["r"]), float(config.get("lora_alpha", 1))
-        dict(config.get("alpha_pattern") or {}), dict(config.get("rank_pattern") or {})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FromfewError(f"'{path}' is no configuration of a PEFT LoRA.") from error
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("bias", "none") != "none":
-        raise FromfewError(f"'{path}' describes no plain LoRA; other PEFT adapters are not read.")
+        peft_others.check(config)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise FromfewError(f"'{path}' is no configuration of a PEFT adapter that can be read: {error}") from error
+    kind = config.get("peft_type")
+    if kind not in peft_others.READ:
+        known = ", ".join(peft_others.READ)
+        raise FromfewError(f"'{path}' describes an adapter of the kind {kind!s:.40}; PEFT's {known} are read.")
+    odd = next((name for name, plain in _PLAIN.items() if config.get(name, plain) not in (plain, None)), None)
+    if odd is not None:
+        raise FromfewError(f"'{path}' says {odd}: {config[odd]!s:.40}, which no LoRA and no relative of it here has.")
     return config
 
 
-def _scale(config: Mapping[str, Any], base: str, rank: int) -> float:
-    """Alpha over rank, or over its root where the adapter says so."""
-    alpha = float(config.get("lora_alpha", 1))
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if base == pattern or base.endswith(f".{pattern}"):
-            alpha = float(value)
-    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+_PLAIN = {"bias": "none", "fan_in_fan_out": False, "layer_replication": None, "alora_invocation_tokens": None}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fromfew.metrics.base import Case, Metric, Want
 from fromfew.metrics.networks import WorldJudge
+from fromfew.world.evaluators import squares
 
-__all__ = ["Bleeding", "Drawn", "Everything", "RelationFidelity", "sides", "squares", "truths"]
+__all__ = ["Bleeding", "Drawn", "Everything", "RelationFidelity", "sides", "truths"]
 
 _FACTORS = ("object", "second", "context", "style", "colour", "relation")
 
@@ -22,24 +22,6 @@ class _Judged(Metric):
     def network(self) -> str:
         """The judge."""
         return self.judge.name
-
-
-def squares(image: Tensor, relation: str | None) -> Tensor:
-    """The two sides of a picture, each a square that fills the view: [2, 3, H, W], left and right or top and bottom.
-
-    Args:
-        image: [3, H, W].
-        relation: which sides: top and bottom for "above", else left and right.
-    """
-    height, width = image.shape[-2:]
-    h, w = height // 2, width // 2
-    if relation == "above":
-        corners = ((0, w // 2), (h, w // 2))
-    else:
-        low = round(0.55 * h)  # things stand a little below the middle
-        corners = ((low, 0), (low, w))
-    cut = torch.stack([image[:, top : top + h, left : left + w] for top, left in corners])
-    return F.interpolate(cut, size=(height, width), mode="bilinear", align_corners=False)
 
 
 def sides(judge: WorldJudge, image: Tensor, want: Want) -> Tensor:

@@ -1,5 +1,6 @@
 """The evaluators' stages: judge, pair and face identity, each on a stream of scenes of its own."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from fromfew.pretrain.data import NOTHING, Labels, Scenes, half, to_labels, to_tensor
 from fromfew.pretrain.loop import Trainee
 from fromfew.world import faces
-from fromfew.world.evaluators import FaceId, Judge, Pair, words
+from fromfew.world.evaluators import FaceId, Judge, Pair, squares, words
 from fromfew.world.scenes import Item, Scene, draw
 from fromfew.world.vocabulary import CONTEXTS, STYLES
 
@@ -23,6 +24,17 @@ def mirrored(pictures: Tensor, step: int) -> Tensor:
     """Half of a batch mirrored, as the step decides."""
     flip = torch.from_numpy(np.random.default_rng([step, 9]).random(len(pictures)) < 0.5)
     return torch.where(flip.view(-1, 1, 1, 1), pictures.flip(-1), pictures)
+
+
+def sides(pictures: Tensor, labels: Labels, captions: Sequence[str], step: int) -> None:
+    """Of two pairs in three keep one side, in place: the judge must name each thing of a pair where it stands."""
+    which = np.random.default_rng([step, 10]).integers(3, size=len(captions))
+    for i in np.flatnonzero((labels.second != NOTHING).numpy() & (which < 2)):
+        relation = "above" if " above " in captions[i] else None
+        pictures[i] = squares(pictures[i], relation)[which[i]]
+        if which[i] != (" to the right of " in captions[i]):  # this side shows the second thing
+            labels.object[i], labels.colour[i] = labels.second[i], NOTHING
+        labels.second[i] = NOTHING
 
 
 class JudgeStage(Trainee):
@@ -51,7 +63,9 @@ class JudgeStage(Trainee):
     def batch(self, step: int) -> tuple[Tensor, Labels]:
         """Pictures [B, 3, 64, 64] and their labels."""
         shard, rows = self.scenes.at(step, self.batch_size)
-        return mirrored(half(to_tensor(shard.pictures[rows])), step), to_labels(shard.labels[rows])
+        pictures, labels = to_tensor(shard.pictures[rows]), to_labels(shard.labels[rows])
+        sides(pictures, labels, [shard.captions[r] for r in rows], step)
+        return mirrored(half(pictures), step), labels
 
     def loss(
         self, model: Any, batch: tuple[Tensor, Labels], rng: torch.Generator

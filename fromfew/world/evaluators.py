@@ -45,6 +45,26 @@ class Judge(nn.Module):
         return {name: head(seen) for name, head in self.heads.items()}
 
 
+def squares(image: Tensor, relation: str | None) -> Tensor:
+    """The two sides of a picture, each a square that fills the view: [2, 3, H, W], left and right or top and bottom.
+
+    Things of a pair stand in these squares as a single thing stands in a whole picture.
+
+    Args:
+        image: [3, H, W].
+        relation: which sides: top and bottom for "above", else left and right.
+    """
+    height, width = image.shape[-2:]
+    h, w = height // 2, width // 2
+    if relation == "above":
+        corners = ((0, w // 2), (h, w // 2))
+    else:
+        low = round(0.55 * h)  # things stand a little below the middle
+        corners = ((low, 0), (low, w))
+    cut = torch.stack([image[:, top : top + h, left : left + w] for top, left in corners])
+    return F.interpolate(cut, size=(height, width), mode="bilinear", align_corners=False)
+
+
 def words(caption: str) -> list[str]:
     """Lower-case words of a caption."""
     return re.findall(r"[a-z0-9]+", caption.lower())

@@ -38,13 +38,22 @@ class Autoencoder(Trainee):
     lr = 2e-3
     average = 0.998
 
-    def __init__(self, folder: Path, *, channels: int = 12, width: int = 48, shards: int = 8) -> None:
-        self.channels, self.width = channels, width
+    def __init__(
+        self, folder: Path, *, channels: int = 12, width: int = 48, shards: int = 8, start: Path | None = None
+    ) -> None:
+        self.channels, self.width, self.start = channels, width, start
         self.scenes = Scenes(folder / "scenes", seed=11, shards=shards)
         self.held = Scenes(folder / "scenes", seed=12, shards=1)
 
     def build(self) -> Any:
-        """Width 48 everywhere; no blocks at full resolution, where two cores would spend most of their time."""
+        """Width 48 everywhere; no blocks at full resolution, where two cores would spend most of their time.
+
+        Begun from another one, the encoder is the same to the bit: a denoiser of its latents need not be trained again.
+        """
+        if self.start is not None:
+            begun = AutoencoderTiny.from_pretrained(self.start, torch_dtype=torch.float32).train()
+            begun.encoder.requires_grad_(False)
+            return begun
         model = AutoencoderTiny(
             latent_channels=self.channels,
             encoder_block_out_channels=(self.width,) * 4,

@@ -36,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=int, help="rows a step, a divisor of 1024 (default: the stage's own)")
     p.add_argument("--lr", type=float, help="learning rate (default: the stage's own)")
     p.add_argument("--amp", action="store_true", help="bfloat16 autocast, for GPUs")
-    p.add_argument("--start", help="denoiser: begin from the weights of this base ('world' or a diffusers folder)")
+    p.add_argument(
+        "--start", help="denoiser, autoencoder: begin from the weights of this base ('world' or a diffusers folder)"
+    )
     p.add_argument("--plain-first", type=int, help="denoiser: steps at the start with one plain named thing a scene")
     p.add_argument("--workers", type=int, default=1, help="processes that draw the scenes beforehand")
     p.add_argument("--threads", type=int, default=2, help="CPU threads; the bits depend on it")
@@ -98,7 +100,7 @@ def train(args: argparse.Namespace) -> None:
 
     from fromfew.errors import FromfewError
     from fromfew.pretrain.loop import Run
-    from fromfew.pretrain.stages import denoiser, find_stage
+    from fromfew.pretrain.stages import STARTED, find_stage
 
     torch.set_num_threads(args.threads)
     state = args.out / args.stage / "state.safetensors"
@@ -106,9 +108,9 @@ def train(args: argparse.Namespace) -> None:
         raise FromfewError(f"{state} holds a state of this stage; add --resume to go on, or choose another --out")
     stage: Any = find_stage(args.stage, args.out, args.device)
     if args.start is not None:
-        if args.stage != "denoiser":
-            raise FromfewError(f"--start is for the denoiser; '{args.stage}' always begins anew")
-        stage = denoiser(args.out, args.device, args.start)
+        if args.stage not in STARTED:
+            raise FromfewError(f"--start is for {' and '.join(STARTED)}; '{args.stage}' always begins anew")
+        stage = STARTED[args.stage](args.out, args.device, args.start)
     _adjust(stage, args)
     going = Run(stage, args.out, args.device)
     begun, first = time.monotonic(), going.step

@@ -44,12 +44,19 @@ def _trained(name: str, folder: Path) -> bool:
 
 
 def autoencoder(folder: Path) -> tuple[Any, float]:
-    """The autoencoder and the factor that gives its latents a deviation of one; the shipped one if none is trained."""
+    """The autoencoder and the factor that gives its latents a deviation of one; the shipped one if none is trained.
+
+    One with the shipped encoder keeps the shipped factor: its denoiser has learned with that.
+    """
+    shipped = AutoencoderTiny.from_pretrained(BASE / "vae", torch_dtype=torch.float32).eval().requires_grad_(False)
+    scale = float(shipped.config.scaling_factor)
     if not _trained("autoencoder", folder):
-        vae = AutoencoderTiny.from_pretrained(BASE / "vae", torch_dtype=torch.float32)
-        return vae.eval().requires_grad_(False), float(vae.config.scaling_factor)
+        return shipped, scale
     stage = Autoencoder(folder)
     model = finished(stage, folder)
+    ours, theirs = model.encoder.state_dict(), shipped.encoder.state_dict()
+    if ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours):
+        return model, scale
     return model, round(1 / stage.measure(model)["latent_std"], 4)
 
 
@@ -74,9 +81,19 @@ def denoiser(folder: Path, device: str = "cpu", start: str | None = None) -> Den
     where = folder / "tokenizer" if _trained("text", folder) else BASE / "tokenizer"
     scenes = Scenes(folder / "scenes", seed=11, shards=BASE_SHARDS)
     latents = Latents(scenes, vae.to(device), scale)
-    begin = None if start is None else (BASE if start == "world" else Path(start)) / "unet"
     tokenizer = CLIPTokenizer.from_pretrained(where)
-    return Denoiser(latents, text.to(device), tokenizer, vae.config.latent_channels, begin)
+    return Denoiser(latents, text.to(device), tokenizer, vae.config.latent_channels, _begin(start, "unet"))
+
+
+def _begin(start: str | None, model: str) -> Path | None:
+    return None if start is None else (BASE if start == "world" else Path(start)) / model
+
+
+STARTED: dict[str, Callable[[Path, str, str], Trainee]] = {
+    "autoencoder": lambda folder, device, start: Autoencoder(folder, start=_begin(start, "vae")),
+    "denoiser": denoiser,
+}
+"""Stages that can begin from the weights of a base: "world" or a diffusers folder."""
 
 
 STAGES: dict[str, Callable[[Path, str], Trainee]] = {

@@ -13,10 +13,10 @@ from fromfew.pretrain import data
 from fromfew.pretrain.adapter import PairSource, pair
 from fromfew.pretrain.autoencoder import Autoencoder, components, psnr, write_encoder
 from fromfew.pretrain.data import NOTHING, OBJECTS, SHARD, Scenes, half, to_labels, to_tensor
-from fromfew.pretrain.loop import generator
+from fromfew.pretrain.loop import Run, generator
 from fromfew.pretrain.report import judged, pairs, real, scenes
 from fromfew.pretrain.ship import WEIGHTS
-from fromfew.pretrain.stages import STAGES, denoiser, find_stage, finished
+from fromfew.pretrain.stages import BASE, STAGES, autoencoder, denoiser, find_stage, finished
 from fromfew.pretrain.text import EyeStage, Text, short, tokens
 from fromfew.pretrain.tokens import LENGTH, train_tokenizer
 from fromfew.world.scenes import CATEGORY, draw
@@ -53,6 +53,19 @@ def test_components_are_half_whitened_and_uncorrelated(few, tmp_path):
     off = spread - spread.diag().diag()
     assert float(off.abs().max()) < 1e-3 * float(spread.diag().max())
     assert (spread.diag().diff() <= 1e-6).all()  # the first component varies most
+
+
+def test_an_autoencoder_begun_from_the_shipped_one_keeps_encoder_and_scale(few, tmp_path):
+    stage = Autoencoder(tmp_path, shards=1, start=BASE / "vae")
+    stage.steps = 2
+    run = Run(stage, tmp_path)
+    run.train()
+    trained, scale = autoencoder(tmp_path)
+    shipped = AutoencoderTiny.from_pretrained(BASE / "vae", torch_dtype=torch.float32)
+    assert scale == shipped.config.scaling_factor
+    old, new = shipped.state_dict(), trained.state_dict()
+    moved = {key.split(".")[0] for key in old if not torch.equal(old[key], new[key])}
+    assert moved == {"decoder"}
 
 
 def test_psnr_has_its_closed_form():

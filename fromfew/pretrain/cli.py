@@ -40,6 +40,11 @@ def parser() -> argparse.ArgumentParser:
         "--start", help="denoiser, autoencoder: begin from the weights of this base ('world' or a diffusers folder)"
     )
     p.add_argument("--plain-first", type=int, help="denoiser: steps at the start with one plain named thing a scene")
+    p.add_argument(
+        "--named-first",
+        type=int,
+        help="denoiser: steps at the start with named things only, a quarter plain, half styled, a quarter in pairs",
+    )
     p.add_argument("--workers", type=int, default=1, help="processes that draw the scenes beforehand")
     p.add_argument("--threads", type=int, default=2, help="CPU threads; the bits depend on it")
     p.add_argument(
@@ -84,10 +89,11 @@ def _adjust(stage: Any, args: argparse.Namespace) -> None:
     for name, value in given.items():
         if value is not None:
             setattr(stage, name, value)
-    if args.plain_first is not None:
-        if args.stage != "denoiser":
-            raise FromfewError(f"--plain-first is for the denoiser, not for '{args.stage}'")
-        stage.plain_first = args.plain_first
+    for name in ("plain_first", "named_first"):
+        if (value := getattr(args, name)) is not None:
+            if args.stage != "denoiser":
+                raise FromfewError(f"--{name.replace('_', '-')} is for the denoiser, not for '{args.stage}'")
+            setattr(stage, name, value)
     if args.workers > 1 and hasattr(stage, "scenes"):
         stage.scenes.prepare(args.workers)
 

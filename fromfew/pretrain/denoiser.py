@@ -80,6 +80,8 @@ class Denoiser(Trainee):
     drop = 0.1
     plain_first = 0
     """Steps at the start in which every scene shows one named thing, in its own colours, in no style."""
+    named_first = 0
+    """Steps at the start with named things in their own colours only: a quarter plain, half styled, a quarter pairs."""
     early = 0.5
     """Share of times from the noisy end, where a shape is decided; the rest is even."""
     things = 3.0
@@ -124,23 +126,31 @@ class Denoiser(Trainee):
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, list[str]]:
         """Latents [B, C, 16, 16], masks of the things [B, 1, 16, 16] and captions."""
-        if step < self.plain_first:
+        if step < max(self.plain_first, self.named_first):
+            plain, styled, pairs = self._named
             rng = np.random.default_rng([self.seed, step, 8])
-            chosen = self._plain[rng.integers(len(self._plain), size=self.batch_size)]
-            return self.latents.pick([(int(number), int(row)) for number, row in chosen])
-        number, rows = self.scenes.place(step, self.batch_size)
-        return self.latents.pick([(number, int(row)) for row in rows])
+            kinds = [plain] * 4 if step < self.plain_first else [plain, styled, styled, pairs]
+            rows = [kinds[i % 4][rng.integers(len(kinds[i % 4]))] for i in range(self.batch_size)]
+            return self.latents.pick([(int(number), int(row)) for number, row in rows])
+        number, chosen = self.scenes.place(step, self.batch_size)
+        return self.latents.pick([(number, int(row)) for row in chosen])
 
     @cached_property
-    def _plain(self) -> np.ndarray:
-        """(shard, row) of every scene with one named thing, in its own colours, in no style."""
+    def _named(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(shard, row) of the scenes with named things in their own colours: plain ones, styled ones, plain pairs."""
         named = [OBJECTS.index(name) for name in names(CORE)]
-        found = []
+        plain, styled, pairs = [], [], []
         for number in range(self.scenes.shards):
             thing, second, _, style, colour, _ = self.scenes.shard(number).labels.T
-            alone = np.isin(thing, named) & (second == NOTHING) & (colour == NOTHING)
-            found += [(number, row) for row in np.flatnonzero(alone & (style == STYLE_NAMES.index("plain")))]
-        return np.array(found)
+            own = np.isin(thing, named) & (colour == NOTHING)
+            bare = style == STYLE_NAMES.index("plain")
+            for found, which in (
+                (plain, own & bare & (second == NOTHING)),
+                (styled, own & ~bare & (second == NOTHING)),
+                (pairs, own & bare & np.isin(second, named)),
+            ):
+                found += [(number, row) for row in np.flatnonzero(which)]
+        return np.array(plain), np.array(styled), np.array(pairs)
 
     def loss(
         self, model: Any, batch: tuple[Tensor, Tensor, list[str]], rng: torch.Generator

@@ -147,7 +147,7 @@ def photo_batches(  # noqa: PLR0913 - each is a choice that some method makes
         own = refs.photos[index].caption if captions else None
         if own:
             return worded(own, word, refs.noun, style=refs.role == "style", keep_noun=noun)
-        text = filled(lines[pick(rng, len(lines))], word, refs.noun if noun else None, refs.role)
+        text = filled(lines[pick(rng, len(lines))], word, refs.noun if noun else None)
         return viewed(text, factor, pick(rng, 2))
 
     def another(rng: Generator, index: int) -> Tensor:
@@ -194,6 +194,9 @@ def class_batches(
         batch: Rows a batch.
         flip: Whether half of them are mirrored.
         templates: As for `photo_batches`.
+
+    Raises:
+        FromfewError: If there is no picture, or a template has no place for the noun.
     """
     if not pictures:
         raise FromfewError(f"There are no class pictures of '{noun}'.")
@@ -312,7 +315,7 @@ def union_batches(
             order = torch.randperm(len(seen), generator=rng).tolist()
             names = [list(seen)[i] for i in order[: 1 + pick(rng, len(order))]]
             thing = " and a ".join(scene.words[name] if noun else name for name in names)
-            text = viewed(filled(lines[pick(rng, len(lines))], thing, None, refs.role), view.zoom, pick(rng, 2))
+            text = viewed(filled(lines[pick(rng, len(lines))], thing, None), view.zoom, pick(rng, 2))
             rows.append((picture_tensor(see(scene.image, view, frame)), seen, names, text, key, index, view))
         regions = [{name: seen[name] for name in names} for _, seen, names, *_ in rows]
         inside = torch.stack([torch.stack(list(one.values())).amax(0) for one in regions])

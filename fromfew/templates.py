@@ -98,7 +98,7 @@ def sentences(templates: str | Sequence[str], role: str = "subject") -> tuple[st
     return TEMPLATES[name]
 
 
-def filled(sentence: str, word: str, noun: str | None, role: str) -> str:
+def filled(sentence: str, word: str, noun: str | None) -> str:
     """A template with its words in; for a style the thing is what was painted, not the style itself."""
     if "{word}" in sentence:
         return sentence.replace("{word}", word).replace("{}", noun if noun and noun != "style" else "picture")

@@ -198,7 +198,11 @@ def bare(bb: Backbone) -> Iterator[None]:
 
 
 def entry_of(bb: Backbone, part: Part) -> Entry:
-    """The newest entry of this part; used by parts while they attach."""
+    """The newest entry of this part; used by parts while they attach.
+
+    Raises:
+        FromfewError: If it is not attached.
+    """
     for entry in reversed(attached(bb)):
         if entry.part is part:
             return entry

@@ -100,6 +100,17 @@ def strength_zero_is_the_base(bench: Bench) -> None:
     assert not torch.equal(half, zero), "strength 0.5 is strength 0"
 
 
+def a_word_is_silent_until_it_is_called(bench: Bench) -> None:
+    """Where all that is learned stands for a word, a prompt without it is the base's, bit for bit."""
+    bb, concept = bench.bb, bench.concept
+    if concept.placeholder is None or not {part.port for part in concept.parts} <= {"text", "sampler"}:
+        return
+    plain = predict(bb, prompt="a dog")
+    with bb.attach(concept):
+        assert torch.equal(predict(bb, prompt="a dog"), plain), "it changed a prompt that does not call it"
+        assert not torch.equal(predict(bb, prompt=PROMPT), plain), "it changed nothing where it is called"
+
+
 def saving_and_loading_changes_nothing(bench: Bench) -> None:
     """Saved and loaded, a concept draws the same bits; its files have the size the card says."""
     concept = bench.concept
@@ -183,6 +194,7 @@ CHECKS: dict[str, Callable[[Bench], None]] = {
         base_stays_untouched,
         detaching_restores_exactly,
         strength_zero_is_the_base,
+        a_word_is_silent_until_it_is_called,
         everything_learns_and_nothing_else,
         every_word_moves,
         loss_falls_on_fixed_noise,
@@ -207,6 +219,7 @@ ON_EVERY_BASE: tuple[str, ...] = tuple(
         base_stays_untouched,
         detaching_restores_exactly,
         strength_zero_is_the_base,
+        a_word_is_silent_until_it_is_called,
         everything_learns_and_nothing_else,
         every_word_moves,
         loss_falls_on_fixed_noise,

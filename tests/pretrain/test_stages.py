@@ -9,7 +9,7 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import load_file
 
 from fromfew.errors import FromfewError
-from fromfew.pretrain import data
+from fromfew.pretrain import data, stages
 from fromfew.pretrain.adapter import PairSource, pair
 from fromfew.pretrain.autoencoder import Autoencoder, components, psnr, write_encoder
 from fromfew.pretrain.data import NOTHING, OBJECTS, SHARD, Scenes, half, to_labels, to_tensor
@@ -20,6 +20,8 @@ from fromfew.pretrain.stages import BASE, STAGES, autoencoder, denoiser, find_st
 from fromfew.pretrain.text import EyeStage, Text, short, tokens
 from fromfew.pretrain.tokens import LENGTH, train_tokenizer
 from fromfew.world.scenes import CATEGORY, draw
+from fromfew.world.vocabulary import CORE, names
+from fromfew.world.vocabulary import said as said_of
 
 
 @pytest.fixture
@@ -246,6 +248,23 @@ def test_things_weigh_more_in_the_denoisers_loss(tmp_path):
         loss, figures = stage.loss(model, (x0, things, ["a cat", "a dog"]), generator(3))
     assert float(loss) == pytest.approx(4 / 5, abs=1e-5)
     assert figures["plain"] == pytest.approx(0.5, abs=1e-4)
+
+
+def test_the_first_steps_of_a_denoiser_show_what_they_should(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "SHARD", 128)
+    monkeypatch.setattr(stages, "BASE_SHARDS", 2)
+    stage = denoiser(tmp_path)
+    stage.plain_first, stage.named_first = 3, 6
+    styles, pairs = [f"in {name} style" for name in ("sketch", "pixel art", "neon", "poster")], (" above ", " left of ")
+    said = {said_of(name) for name in names(CORE)}
+    for step in range(6):
+        captions = stage.batch(step)[2]
+        assert captions == stage.batch(step)[2]
+        assert all(any(call in caption for call in said) for caption in captions)
+        styled = sum(any(style in caption for style in styles) for caption in captions)
+        assert styled == (0 if step < 3 else 4)
+    firsts = [caption for step in range(3) for caption in stage.batch(step)[2]]
+    assert not any(word in caption for word in pairs for caption in firsts)
 
 
 def test_a_denoiser_may_begin_from_the_shipped_base(tmp_path):

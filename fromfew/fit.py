@@ -340,7 +340,7 @@ class _Loop:
         extra = self.stage.attach(batch, rng) if self.stage.attach else Parts()
         maps = _recorder(self.stage.record, self.stage.record_side)
         with self.bb.attach(extra, *maps) as there:
-            text = self._embed(batch.captions)
+            text = self._embed(batch.captions, t)
             rows = Rows.plain(len(x0), t)
             xt = self.bb.path.mix(x0, noise, t)
             pred = self.bb.predict(xt, t, text, rows)
@@ -371,18 +371,19 @@ class _Loop:
             rows.append(latent)
         return torch.cat(rows)
 
-    def _embed(self, captions: Sequence[str]) -> Text:
+    def _embed(self, captions: Sequence[str], t: Tensor) -> Text:
         from fromfew.backbones.text import Text
 
         while len(self.texts) > _KEPT_TEXTS:
             del self.texts[next(iter(self.texts))]
-        moving = [c for c in captions if self.text_learns or any(word in c for word in self.words)]
+        rows = [i for i, c in enumerate(captions) if self.text_learns or any(word in c for word in self.words)]
+        moving = [captions[i] for i in rows]
         for caption in captions:
             if caption not in moving and caption not in self.texts:
                 # One by one: the bits must not depend on what happened to be kept already.
                 with torch.no_grad():
                     self.texts[caption] = self.bb.embed([caption])
-        fresh = self.bb.embed(moving) if moving else None
+        fresh = self.bb.embed(moving, t[rows]) if moving else None
         order = iter(range(len(moving)))
         pick = [fresh.select([next(order)]) if fresh and c in moving else self.texts[c] for c in captions]
         return fresh if fresh and len(moving) == len(captions) else Text.join(pick)

@@ -244,17 +244,24 @@ class Backbone(ABC):
 
     # Text.
 
-    def embed(self, prompts: Sequence[str | None]) -> Text:
+    def embed(self, prompts: Sequence[str | None], t: Tensor | None = None) -> Text:
         """Encode prompts, with the words and parts attached at this moment; None stands for "no prompt".
 
         States are remembered by prompt as long as nothing attached touches the text.
+
+        Args:
+            prompts: One a row.
+            t: The times ``[B]`` they will be read at, if known: where gradients are taken and words depend on it,
+                everything is then encoded in one go, and the text is the one of these times.
         """
+        from fromfew.ports.place import foreseen
         from fromfew.ports.text import respelled
 
         prompts = respelled(self, prompts)
         touched = any(entry.part.touches_text for one in self.attached for entry in one.entries)
         if touched and torch.is_grad_enabled():
-            return self._compose(prompts)
+            text = None if t is None else foreseen(self, prompts, t)
+            return self._compose(prompts) if text is None else text
         kept = {} if touched else self._kept
         for prompt in dict.fromkeys(prompts):
             if prompt not in kept:

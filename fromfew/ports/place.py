@@ -3,7 +3,7 @@
 The denoiser reads one text in many places: every cross-attention layer asks for it anew, at every time. A
 `PlacedWord` answers each of them with vectors of its own. Prompts are then encoded once for every place that
 makes a difference, whatever words stand in them, and remembered with the `Text`: a word per layer costs one
-encoding a layer and prompt, a word per stage one a stage.
+encoding a layer and prompt, a word per stage one a stage. While learning, `foreseen` does all of a step's at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fromfew.backbones.text import Text
     from fromfew.ports.text import Spliced
 
-__all__ = ["NOWHERE", "Place", "PlacedWord", "bypassed", "layers_of", "placed"]
+__all__ = ["NOWHERE", "Place", "PlacedWord", "bypassed", "foreseen", "layers_of", "placed"]
 
 _AT_ONCE = 32  # prompts encoded together where no gradient is taken
 _KEPT = 256  # encodings a text remembers besides those in use
@@ -112,18 +112,54 @@ def placed(bb: Backbone, text: Text, t: Tensor) -> tuple[Text, Mapping[str, tupl
     Without attached words that depend on the place, the text itself; and, if its values differ from its states, those
     for every cross site.
     """
-    words = [word for word, strength in attached_words(bb) if isinstance(word, PlacedWord) and strength != 0]
-    here = [[word for word in words if prompt and word.placeholder in prompt] for prompt in text.prompts]
+    here = _words_in(bb, text.prompts)
     if not any(here):
         values = text.values
         return text, {} if values is None else {site.name: (text.states, values) for site in layers_of(bb)}
-    sites = layers_of(bb) if any(word.layers is not None for row in here for word in row) else []
+    sites = _sites_for(bb, here)
     # Where every reader is a layer that asks for itself, nobody sees the text as a whole.
     whole = not sites or text.pooled is not None
     reading = _Reading(bb, text, here, t.tolist())
     reading.encode([*([None] if whole else []), *range(len(sites))])
     contexts = {site.name: reading.context(layer) for layer, site in enumerate(sites)}
     return (reading.whole() if whole else text), contexts
+
+
+def foreseen(bb: Backbone, prompts: Sequence[str | None], t: Tensor) -> Text | None:
+    """Prompts as read at times ``t`` ``[B]``, and in ``seen`` all that `placed` will look for then, in one encoding.
+
+    What is the same is encoded once, be it asked for by several rows or several layers. None where no attached word
+    depends on the place: then there is nothing to foresee.
+    """
+    here = _words_in(bb, prompts)
+    if not any(here):
+        return None
+    times = t.tolist()
+    layers = [None, *range(len(_sites_for(bb, here)))]
+    wanted: dict[Hashable, tuple[str | None, Place]] = {}
+    rows: list[list[Hashable]] = []
+    for prompt, words, time in zip(prompts, here, times, strict=True):
+        places = [Place(layer, time) for layer in layers]
+        rows.append([(prompt, tuple(word.key(place) for word in words)) for place in places])
+        for key, place in zip(rows[-1], places, strict=True):
+            wanted.setdefault(key, (prompt, place))
+    said, places = zip(*wanted.values(), strict=True)
+    found = bb.compose(said, places)
+    at = {key: i for i, key in enumerate(wanted)}
+    # Not the encoding's own memory, which every row of it holds: that would be a circle.
+    seen: dict[Any, Text] = {key: found.select([i]) for key, i in at.items()}
+    return replace(found.select([at[row[0]] for row in rows]), values=None, seen=seen)
+
+
+def _words_in(bb: Backbone, prompts: Sequence[str | None]) -> list[list[PlacedWord]]:
+    """The attached words that depend on the place, by prompt."""
+    words = [word for word, strength in attached_words(bb) if isinstance(word, PlacedWord) and strength != 0]
+    return [[word for word in words if prompt and word.placeholder in prompt] for prompt in prompts]
+
+
+def _sites_for(bb: Backbone, here: Sequence[Sequence[PlacedWord]]) -> list[Site]:
+    """The layers that ask for themselves, if a word differs by layer."""
+    return layers_of(bb) if any(word.layers is not None for row in here for word in row) else []
 
 
 class _Reading:
@@ -217,14 +253,17 @@ def bypassed(bb: Backbone, key: str, states: Tensor, spliced: Spliced) -> Tensor
         shift = word.bypass(key, [bb.places[row] if bb.places else NOWHERE for row in rows]) if rows else None
         if shift is None:
             continue
-        new = states if new is None else new
-        for row, one in zip(rows, shift, strict=True):
-            new = _shifted(new, row, spliced.where[row][word.placeholder], one, strength)
+        new = _shifted(states if new is None else new, rows, [spliced.where[r][word.placeholder] for r in rows],
+                       shift, strength)  # fmt: skip
     return new
 
 
-def _shifted(states: Tensor, row: int, at: list[int], shift: Tensor, strength: float) -> Tensor:
-    h: Any = states[row, at]
-    more = shift.to(states).repeat(len(at) // len(shift), 1)
-    index = (torch.full((len(at),), row, device=states.device), torch.tensor(at, device=states.device))
+def _shifted(states: Tensor, rows: Sequence[int], at: Sequence[list[int]], shift: Tensor, strength: float) -> Tensor:
+    """The states with every row's shift ``[R, n, width]`` at its positions, all of them written at once."""
+    more = torch.cat([one.repeat(len(where) // len(one), 1) for one, where in zip(shift.to(states), at, strict=True)])
+    index = (
+        torch.tensor([row for row, where in zip(rows, at, strict=True) for _ in where], device=states.device),
+        torch.tensor([i for where in at for i in where], device=states.device),
+    )
+    h = states[index]
     return states.index_put(index, h + strength * h.norm(dim=-1, keepdim=True) * more)

@@ -5,11 +5,12 @@ import torch
 
 from fromfew.errors import FromfewError
 from fromfew.fit import generator
+from fromfew.method import find
 from fromfew.parts.word import Word
 from fromfew.parts.word_mapper import WordMapper
 from fromfew.parts.word_table import WordTable
 from fromfew.ports.place import NOWHERE, Place, layers_of
-from fromfew.testing.contract import PROMPT, predict
+from fromfew.testing.contract import PROMPT, few_photos, predict
 from fromfew.testing.part_checks import lone
 from fromfew.testing.tiny import tiny
 
@@ -49,6 +50,42 @@ class Heard:
     def __exit__(self, *_):
         for handle in self.handles:
             handle.remove()
+
+
+@pytest.mark.parametrize("base", ["sd15", "sdxl"])
+@pytest.mark.parametrize("which", ["layers", "stages", "mapper"])
+def test_a_step_of_learning_encodes_once_and_predicts_and_learns_the_same(which, base, monkeypatch):
+    bb = tiny(base)
+    word = mapper(bb) if which == "mapper" else table(bb, which[:-1], rows=None if which == "layers" else 4)
+    word.requires_grad_(True)
+    captions = ["a <v> cat", "a cat", "a photo of a <v> cat", "a <v> cat"]
+    t = torch.tensor([0.3, 0.3, 0.6, 0.8])
+    x = torch.randn(4, *bb.latent_shape(), generator=generator(1))
+    made = count_encodings(bb, monkeypatch)
+    found = []
+    with bb.attach(word):
+        for times in (None, t):
+            made.clear()
+            word.zero_grad(set_to_none=True)
+            said = bb.predict(x, t, bb.embed(captions, times))
+            said.square().mean().backward()
+            found.append((said.detach(), [p.grad.clone() for p in word.parameters() if p.grad is not None], list(made)))
+    (one, grads, before), (two, others, after) = found
+    assert len(before) == 2
+    assert len(after) == 1
+    assert sum(after) < sum(before), "nothing twice"
+    torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+    assert len(grads) == len(others) > 0
+    for a, b in zip(grads, others, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-3)
+
+
+def test_learning_calls_the_encoder_once_a_step(monkeypatch):
+    for name in ("p-plus", "neti", "prospect"):
+        bb = tiny("sd15")
+        made = count_encodings(bb, monkeypatch)
+        find(name)(steps=3, batch=2, views=2).learn(bb, few_photos())
+        assert len(made) == 3, name
 
 
 def count_encodings(bb, monkeypatch):

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Found", "Imported", "bring_in", "identify"]
 
 _WHAT = {
-    "diffusers": "a {kind} in diffusers' form", "kohya": "a {kind} in the form of sd-scripts, A1111 and ComfyUI",
-    "peft": "a {kind} in PEFT's form", "embedding": "a learned word (textual inversion)",
+    "diffusers": "{kind} in diffusers' form", "kohya": "{kind} in the form of sd-scripts, A1111 and ComfyUI",
+    "peft": "{kind} in PEFT's form", "embedding": "a learned word (textual inversion)",
     "custom-diffusion": "Custom Diffusion in diffusers' form", "ip-adapter": "an IP-Adapter checkpoint",
     "full": "a whole model in a diffusers folder",
 }  # fmt: skip
@@ -56,7 +56,8 @@ class Found:
     @property
     def what(self) -> str:
         """One phrase that says what it is."""
-        return _WHAT[self.form].format(kind=kinds_in(self.tensors)).replace("a (IA)3", "an (IA)3").replace("a OFT", "an OFT")
+        kind = kinds_in(self.tensors)
+        return _WHAT[self.form].format(kind=f"{'an' if kind[0] in '(O' else 'a'} {kind}")
 
 
 @dataclass(eq=False)

@@ -74,10 +74,13 @@ def test_earlier_spellings_of_diffusers_are_read(old, new, bb):
     assert ignored == []
 
 
-def test_a_dora_and_half_a_pair_are_refused(bb):
+def test_a_dora_is_read_and_half_a_pair_is_refused(bb):
     key = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_k"
-    with pytest.raises(FromfewError, match="DoRA"):
-        diffusers.read({f"{key}.lora_magnitude_vector": torch.ones(1)}, bb)
+    pair = {f"{key}.lora_A.weight": torch.ones(1, 32), f"{key}.lora_B.weight": torch.ones(32, 1)}
+    maps, ignored = diffusers.read({**pair, f"{key}.lora_magnitude_vector": torch.ones(32)}, bb)
+    assert [one.kind.kind for one in maps.values()] == ["weight_decomposed"]
+    assert ignored == []
+    assert diffusers.read({f"{key}.lora_magnitude_vector": torch.ones(1)}, bb)[1] == [f"{key}.lora_magnitude_vector"]
     with pytest.raises(FromfewError, match="no lora_B"):
         diffusers.read({f"{key}.lora_A.weight": torch.ones(1, 16)}, bb)
 
@@ -115,13 +118,27 @@ def test_peft_scales_by_alpha_over_rank_its_root_or_a_pattern(bb, lora, tmp_path
         assert peft.read(folder, bb)[0][path].scale == scale
 
 
-@pytest.mark.parametrize("change", [{"peft_type": "LOHA"}, {"use_dora": True}, {"bias": "all"}, {"r": "many"}])
-def test_other_adapters_of_peft_are_refused(change, bb, lora, tmp_path):
+@pytest.mark.parametrize(("change", "said"), [
+    ({"peft_type": "VERA"}, "the kind VERA"), ({"use_dora": True}, "says '.*' is a DoRA"),
+    ({"bias": "all"}, "bias: all"),
+    ({"r": "many"}, "no configuration"), ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+    ({"alpha_pattern": {"(a+)+b": 1}}, "more than the name"), ({"lora_alpha": 1e999}, "not finite"),
+    ({"alpha_pattern": [1]}, "no configuration"),
+])  # fmt: skip
+def test_other_adapters_of_peft_are_refused(change, said, bb, lora, tmp_path):
     folder = export(lora, bb, "peft", tmp_path / "a").files[0]
     config = folder / "unet" / peft.CONFIG
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
-    with pytest.raises(FromfewError, match=r"LoRA"):
+    with pytest.raises(FromfewError, match=said):
         peft.read(folder, bb)
+
+
+def test_the_numbers_of_an_adapter_alone_are_not_read_without_what_says_their_scale(bb, lora, tmp_path):
+    folder = export(lora, bb, "peft", tmp_path / "a").files[0] / "unet"
+    assert identify(folder / peft.NUMBERS)[0].form == "peft"
+    (folder / peft.CONFIG).unlink()
+    with pytest.raises(FromfewError, match="without the adapter_config"):
+        identify(folder / peft.NUMBERS)
 
 
 def test_a_rank_beyond_the_narrowest_map_comes_back_exactly(bb):

@@ -99,17 +99,19 @@ def _padded(value: Tensor, more: int, axis: int) -> Tensor:
 
 
 def _rotation(part: Any) -> Written:
-    """OFT if each map has one factor, otherwise BOFT."""
+    """OFT if each map has one factor, otherwise BOFT; so too for wide convolutions, whose pixels OFT would turn."""
     paths = _weights(part)
     levels, counts, sides = ({part.blocks[path][i] for path in paths} for i in range(3))
-    if len(levels) > 1 or min(len(counts), len(sides)) > 1 or (part.series and (part.scaled or levels != {1})):
+    wide = any(prod(part.shapes()[path][2:]) > 1 for path in paths)
+    butterfly = part.scaled or levels != {1} or wide
+    if len(levels) > 1 or min(len(counts), len(sides)) > 1 or (part.series and butterfly):
         raise FromfewError(
-            "PEFT's OFT and BOFT have one number of factors for all maps, and of blocks or of their sides; this rotation "
-            "has several. Export it as 'full'."
+            "PEFT's OFT and BOFT have one number of factors for all maps, and of blocks or of their sides; this "
+            "rotation has several. Export it as 'full'."
         )
     by_count = len(counts) == 1
     heads = {path: path.removesuffix(".weight") for path in paths}
-    if part.scaled or levels != {1}:
+    if butterfly:
         tensors = {}
         for path, head in heads.items():
             own, shape = part.own(path), part.shapes()[path]
@@ -120,9 +122,6 @@ def _rotation(part: Any) -> Written:
                  "boft_block_num": counts.pop() if by_count else 0,
                  "boft_block_size": 0 if by_count else sides.pop()}  # fmt: skip
         return about, tensors
-    wide = next((path for path in paths if prod(part.shapes()[path][2:]) > 1), None)
-    if wide is not None:
-        raise FromfewError(f"PEFT's OFT turns pixels, not the weight, of a convolution as wide as '{wide}'. Use 'full'.")
     # Its default is a series that is not orthogonal and turns the other way.
     about = {"peft_type": "OFT", "r": counts.pop() if by_count else 0, "oft_block_size": 0 if by_count else sides.pop(),
              "use_cayley_neumann": bool(part.series)}  # fmt: skip
@@ -136,7 +135,8 @@ def _ia3(part: Any) -> Written:
     for path in _weights(part):
         factor, dims = 1 + part.factor(path), len(part.shapes()[path])
         across = factor.view(1, -1, *[1] * (dims - 2))
-        tensors[f"{path.removesuffix('.weight')}.ia3_l"] = across if dims > 2 or path in part.inputs else factor[:, None]
+        by_row = dims == 2 and path not in part.inputs
+        tensors[f"{path.removesuffix('.weight')}.ia3_l"] = factor[:, None] if by_row else across
     inner = sorted(owner(path.removesuffix(".weight"))[1] for path in part.inputs)
     return {"peft_type": "IA3", "feedforward_modules": inner}, tensors
 
@@ -292,7 +292,8 @@ def read(base: str, given: Mapping[str, Tensor], config: Mapping[str, Any], modu
 def _read_lora(base: str, given: Mapping[str, Tensor], config: Mapping[str, Any]) -> Thin | Held:
     down, up = given.get("lora_A.weight"), given.get("lora_B.weight")
     if down is None or up is None:
-        raise FromfewError(f"The file has '{base}.{next(iter(given))}' and no lora_{'A' if down is None else 'B'} beside.")
+        lacking = "A" if down is None else "B"
+        raise FromfewError(f"The file has '{base}.{next(iter(given))}' and no lora_{lacking} beside it.")
     rank = down.shape[0]
     alpha = _of(config, "alpha_pattern", base, float(config.get("lora_alpha", 8)))
     alpha = alpha * rank**0.5 if config.get("use_rslora") else alpha
@@ -322,7 +323,7 @@ def _read_ia3(base: str, factor: Tensor, config: Mapping[str, Any], shape: tuple
 
 def _read_oft(base: str, angles: Tensor, config: Mapping[str, Any], shape: tuple[int, ...]) -> Held:
     if prod(shape[2:]) > 1:
-        raise FromfewError(f"PEFT's OFT turns pixels, not the weight, of the convolution '{base}': no concept holds that.")
+        raise FromfewError(f"PEFT's OFT turns pixels, not the weight, of the convolution '{base}': that is not read.")
     if angles.dim() != 2:
         raise FromfewError(f"'{base}.oft_R.weight' is {tuple(angles.shape)}, no list of blocks.")
     if config.get("coft"):

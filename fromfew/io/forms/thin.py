@@ -104,9 +104,7 @@ class Thinned:
     error: float = 0.0
 
 
-def thin(
-    concept: Concept, bb: Backbone, rank: int | None, form: str, names: Collection[str] | None = None
-) -> Thinned:
+def thin(concept: Concept, bb: Backbone, rank: int | None, form: str, names: Collection[str] | None = None) -> Thinned:
     """The weight changes of a concept as thin maps.
 
     Args:

@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--named-first",
         type=int,
-        help="denoiser: steps at the start with named things only, a quarter plain, half styled, a quarter in pairs",
+        help="denoiser: steps at the start with named things only, of eight scenes one plain, three styled, four pairs",
     )
     p.add_argument("--workers", type=int, default=1, help="processes that draw the scenes beforehand")
     p.add_argument("--threads", type=int, default=2, help="CPU threads; the bits depend on it")

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -81,7 +82,7 @@ class Denoiser(Trainee):
     plain_first = 0
     """Steps at the start in which every scene shows one named thing, in its own colours, in no style."""
     named_first = 0
-    """Steps at the start with named things in their own colours only: a quarter plain, half styled, a quarter pairs."""
+    """Steps at the start with named things in their own colours only; of eight, one plain, three styled, four pairs."""
     early = 0.5
     """Share of times from the noisy end, where a shape is decided; the rest is even."""
     things = 3.0
@@ -129,8 +130,8 @@ class Denoiser(Trainee):
         if step < max(self.plain_first, self.named_first):
             plain, styled, pairs = self._named
             rng = np.random.default_rng([self.seed, step, 8])
-            kinds = [plain] * 4 if step < self.plain_first else [plain, styled, styled, pairs]
-            rows = [kinds[i % 4][rng.integers(len(kinds[i % 4]))] for i in range(self.batch_size)]
+            kinds = [plain] if step < self.plain_first else [plain, *[styled] * 3, *[pairs] * 4]
+            rows = [kind[rng.integers(len(kind))] for kind in islice(cycle(kinds), self.batch_size)]
             return self.latents.pick([(int(number), int(row)) for number, row in rows])
         number, chosen = self.scenes.place(step, self.batch_size)
         return self.latents.pick([(number, int(row)) for row in chosen])

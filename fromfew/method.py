@@ -177,15 +177,6 @@ class Tuned(Learner):
             reasons.append(f'{what}: say what the photos show with --noun "..."')
         return reasons
 
-    def only_word(self) -> None:
-        """Refuse any modifier but a learned word, for methods that make something of the word.
-
-        Raises:
-            FromfewError: Naming the setting.
-        """
-        if self.modifier != "word":
-            raise FromfewError(f"{self.name()} learns what a word stands for: leave modifier at 'word'.")
-
     @abstractmethod
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
         """What is attached and learned; chance comes from ``rng`` only."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fromfew.errors import FromfewError
 from fromfew.method import Tuned
 
 __all__ = ["WordTuned"]
@@ -24,4 +25,5 @@ class WordTuned(Tuned):
             FromfewError: Naming the setting.
         """
         super().__post_init__()
-        self.only_word()
+        if self.modifier != "word":
+            raise FromfewError(f"{self.name()} learns what a word stands for: leave modifier at 'word'.")

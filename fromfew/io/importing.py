@@ -273,19 +273,17 @@ def _parts(
 def _concept(
     found: Sequence[Found], bb: Backbone, parts: Any, name: str | None, placeholder: str | None, noun: str | None
 ) -> Concept:
-    from fromfew.concept import Card, Concept, versions
+    from fromfew.concept import Card, Concept
 
     parts.requires_grad_(False)
     parts.eval()
     files = [{"file": one.path.name, "form": one.form,
               "sha256": hash_regular(one.path) if one.path.is_file() else None} for one in found]  # fmt: skip
-    card = Card(
+    card = Card.of(
+        bb,
+        parts,
         method="import",
         settings={"files": files, "learned by": found[0].told.get("method")},
-        base={"name": bb.name, "family": bb.family, "fingerprint": bb.fingerprint()},
-        learned=parts.count(),
-        bytes=sum(value.numel() * value.element_size() for value in parts.state_dict().values()),
-        versions=versions(),
         rights="The file's author decides; look at the licence it came with.",
     )
     called = name or found[0].told.get("name") or found[0].path.stem

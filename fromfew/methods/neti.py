@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from fromfew.method import Tuned
+from fromfew.word_tuned import WordTuned
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -31,7 +31,7 @@ CARD = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeTI(Tuned):
+class NeTI(WordTuned):
     """Learn a subject or style as a network that says, for every layer and time, what the word is.
 
     Minimises ``E ‖f(x_t, t, c(M(t, 1) … M(t, L))) - target‖²`` for the network ``M``, whose output is brought to the
@@ -57,13 +57,10 @@ class NeTI(Tuned):
     """Pairs of frequencies that time and layer are encoded with."""
     units: int | None = None
     """How many hidden units speak when drawing; all if left open, fewer for more obedience."""
-    modifier: Literal["word", "rare", "text"] = "word"
-    """Always a learned word: it is all that this method learns."""
 
     def __post_init__(self) -> None:
         """Also refuse what the network cannot be."""
         super().__post_init__()
-        self.only_word()
         self.within(dropout=(0, 1), bypass=(0, 10), hidden=(1, 4096), frequencies=(1, 65536), units=(0, self.hidden))
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from fromfew.method import Tuned
+from fromfew.word_tuned import WordTuned
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -30,7 +30,7 @@ CARD = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPlus(Tuned):
+class PPlus(WordTuned):
     """Learn a subject or style as one word per cross-attention layer; nothing else of the model changes.
 
     Minimises ``E ‖f(x_t, t, [c(v_1) … c(v_L)]) - target‖²`` for the vectors ``v_l``: layer ``l``, in order of
@@ -45,13 +45,10 @@ class PPlus(Tuned):
 
     vectors: int = 1
     """Vectors per layer and text encoder; more are more faithful and less obedient."""
-    modifier: Literal["word", "rare", "text"] = "word"
-    """Always a learned word: it is all that this method learns."""
 
     def __post_init__(self) -> None:
-        """Also refuse a modifier with nothing to learn."""
+        """Also refuse more vectors than a prompt can hold."""
         super().__post_init__()
-        self.only_word()
         self.within(vectors=(1, 16))
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from fromfew.method import Tuned
+from fromfew.word_tuned import WordTuned
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -30,7 +30,7 @@ CARD = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProSpect(Tuned):
+class ProSpect(WordTuned):
     """Learn a subject or style as one word per stage of denoising; nothing else of the model changes.
 
     Minimises ``E ‖f(x_t, t, c(v_s)) - target‖²`` with ``s = ⌊stages · t⌋`` for the vectors ``v_s``. Early stages
@@ -47,13 +47,10 @@ class ProSpect(Tuned):
     """Equal spans of time that each have a word."""
     vectors: int = 1
     """Vectors per stage and text encoder; more are more faithful and less obedient."""
-    modifier: Literal["word", "rare", "text"] = "word"
-    """Always a learned word: it is all that this method learns."""
 
     def __post_init__(self) -> None:
-        """Also refuse a modifier with nothing to learn."""
+        """Also refuse more vectors or stages than there can be."""
         super().__post_init__()
-        self.only_word()
         self.within(vectors=(1, 16), spans=(1, 100))
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:

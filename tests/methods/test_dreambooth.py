@@ -63,7 +63,7 @@ class _SecondRow(_Loop):
         x0 = self._encode(batch)
         noise = torch.randn((2, *x0.shape[1:]), generator=rng)[1:]
         t = self.bb.path.draw(2, rng)[1:]
-        pred = self.bb.predict(self.bb.path.mix(x0, noise, t), t, self._embed(batch.captions))
+        pred = self.bb.predict(self.bb.path.mix(x0, noise, t), t, self._embed(batch.captions, t))
         weight, _ = self.stage.terms[0]
         return weight * (pred - self.bb.path.target(x0, noise, t)).square().mean()
 

@@ -143,8 +143,8 @@ def foreseen(bb: Backbone, prompts: Sequence[str | None], t: Tensor) -> Text | N
         rows.append([(prompt, tuple(word.key(place) for word in words)) for place in places])
         for key, place in zip(rows[-1], places, strict=True):
             wanted.setdefault(key, (prompt, place))
-    said, places = zip(*wanted.values(), strict=True)
-    found = bb.compose(said, places)
+    asked, readers = zip(*wanted.values(), strict=True)
+    found = bb.compose(asked, readers)
     at = {key: i for i, key in enumerate(wanted)}
     # Not the encoding's own memory, which every row of it holds: that would be a circle.
     seen: dict[Any, Text] = {key: found.select([i]) for key, i in at.items()}

@@ -86,7 +86,7 @@ def hadamard(base: str, given: Mapping[str, Tensor], alpha: float | None) -> Hel
         FromfewError: If a matrix is missing, or their sizes do not fit one another.
     """
     _all_there(base, given, HADA)
-    own = {}
+    own: dict[str, Tensor] = {}
     for number in ("1", "2"):
         up, down = given[f"hada_w{number}_a"].float(), given[f"hada_w{number}_b"].float()
         core = given.get(f"hada_t{number}")

@@ -105,10 +105,10 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "ip-adapter": {"eye": "h94/IP-Adapter:models/image_encoder", "tokens": 4, "plus": False},
     },
     "world": {
-        "textual-inversion": {"steps": 150, "batch": 4, "lr": 3e-2, "schedule": "cosine", "class_images": 8},
+        "textual-inversion": {"steps": 150, "batch": 4, "lr": 1e-2, "schedule": "cosine", "class_images": 8},
         "p-plus": {"steps": 120, "batch": 4, "lr": 3e-2, "schedule": "cosine", "class_images": 8},
         "neti": {"steps": 120, "batch": 4, "lr": 1e-2, "schedule": "cosine", "class_images": 8},
-        "compositional-inversion": {"steps": 120, "batch": 4, "lr": 3e-2, "schedule": "cosine", "class_images": 8},
+        "compositional-inversion": {"steps": 120, "batch": 4, "lr": 1e-2, "schedule": "cosine", "class_images": 8},
         "gradient-free": {
             "steps": 100, "batch": 4, "lr": 1.0, "spread": 1.0, "schedule": "constant", "class_images": 8,
         },
@@ -122,7 +122,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "steps": 150, "batch": 3, "lr": 7e-4, "encoder_lr": 2e-5, "schedule": "cosine", "class_images": 8,
         },
         "lora": {
-            "steps": 300, "batch": 4, "lr": 5e-3, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
+            "steps": 200, "batch": 4, "lr": 5e-3, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
             "rank": 32, "targets": ("all",),
         },
         "custom-diffusion": {
@@ -160,8 +160,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "cones": {"steps": 200, "batch": 4, "lr": 2e-5, "word_steps": 150, "word_lr": 5e-2, "schedule": "constant",
                   "class_images": 8},
         "attn-dreambooth": {
-            "steps": 200, "batch": 4, "lr": 3e-4, "word_steps": 60, "word_lr": 3e-2, "attention_steps": 60,
-            "attention_lr": 2e-3, "schedule": "cosine", "class_images": 8,
+            "steps": 100, "batch": 4, "lr": 3e-4, "word_steps": 40, "word_lr": 1e-2, "attention_steps": 40,
+            "attention_lr": 1e-3, "schedule": "cosine", "class_images": 8,
         },
         "e4t": {"steps": 60, "batch": 4, "lr": 1e-3, "schedule": "cosine", "class_images": 8, "eye": "world"},
         "hyperdreambooth": {

@@ -194,10 +194,15 @@ def test_keys_without_a_place_are_named():
     assert kohya.read(tensors, bb)[1] == ["lora_unet_down_blocks_7_attentions_0_proj_in.lora_down.weight"]
 
 
-@pytest.mark.parametrize("kind", ["hada_w1_a", "lokr_w1", "dora_scale"])
-def test_kinds_beyond_plain_lora_are_refused_by_name(kind):
+@pytest.mark.parametrize("kind", ["hada_w1_a", "lokr_w1"])
+def test_half_a_change_is_refused_by_name(kind):
     with pytest.raises(FromfewError, match=kind.split("_")[0]):
         kohya.read({f"lora_unet_mid_block_attentions_0_proj_in.{kind}": torch.ones(1)}, tiny("sd15"))
+
+
+def test_a_scale_of_no_map_is_named():
+    key = "lora_unet_mid_block_attentions_0_proj_in.dora_scale"
+    assert kohya.read({key: torch.ones(1)}, tiny("sd15")) == ({}, [key])
 
 
 def test_families_that_the_form_is_not_written_for_are_refused():

@@ -13,7 +13,7 @@ from fromfew.io.files import replacing
 from fromfew.pretrain import stages
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
-DEFAULTS = {"guidance": 4.0, "steps": 20, "sampler": "dpm++", "size": 128, "templates": "plain"}
+DEFAULTS = {"guidance": 3.0, "steps": 20, "sampler": "dpm++", "size": 128, "templates": "plain"}
 """How the embedded base is used unless somebody says otherwise."""
 
 

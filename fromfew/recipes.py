@@ -14,7 +14,9 @@ __all__ = ["RECIPES", "recipe"]
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "default": {
-        "textual-inversion": {"steps": 3000, "batch": 4, "lr": 2e-3, "schedule": "constant", "class_images": 100},
+        "textual-inversion": {
+            "steps": 3000, "batch": 4, "lr": 2e-3, "schedule": "constant", "class_images": 100, "vectors": 1,
+        },
         "p-plus": {"steps": 500, "batch": 8, "lr": 5e-3, "schedule": "constant", "class_images": 100},
         "neti": {"steps": 1000, "batch": 8, "lr": 8e-3, "schedule": "constant", "class_images": 100},
         "compositional-inversion": {
@@ -105,7 +107,9 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "ip-adapter": {"eye": "h94/IP-Adapter:models/image_encoder", "tokens": 4, "plus": False},
     },
     "world": {
-        "textual-inversion": {"steps": 150, "batch": 4, "lr": 1e-2, "schedule": "cosine", "class_images": 8},
+        "textual-inversion": {
+            "steps": 150, "batch": 4, "lr": 1e-2, "schedule": "cosine", "class_images": 8, "vectors": 3,
+        },
         "p-plus": {"steps": 120, "batch": 4, "lr": 3e-2, "schedule": "cosine", "class_images": 8},
         "neti": {"steps": 120, "batch": 4, "lr": 1e-2, "schedule": "cosine", "class_images": 8},
         "compositional-inversion": {"steps": 120, "batch": 4, "lr": 1e-2, "schedule": "cosine", "class_images": 8},

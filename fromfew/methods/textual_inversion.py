@@ -48,8 +48,8 @@ class TextualInversion(WordTuned):
     2
     """
 
-    vectors: int = 1
-    """Vectors per text encoder; more are more faithful and less obedient."""
+    vectors: int | None = None
+    """Vectors per text encoder; more are more faithful and less obedient. Chosen for the base if left open."""
     begin: Literal["noun", "rare", "random", "cross"] = "noun"
     """What the vectors begin as: the noun (or text), a rare token, chance, or the encoder's output for the noun."""
     progressive: bool = False
@@ -69,7 +69,7 @@ class TextualInversion(WordTuned):
         from fromfew.ports.part import Parts
 
         start = "" if self.begin == "rare" else refs.noun or ""
-        word = self.word(bb, refs, rng, count=self.vectors, start=start)
+        word = self.word(bb, refs, rng, count=self.vectors or 1, start=start)
         if self.begin == "random":
             word.randomised(bb, rng)
         return Parts(word=word.crossed(bb) if self.begin == "cross" else word)
@@ -79,9 +79,10 @@ class TextualInversion(WordTuned):
         from fromfew.losses import anchored
 
         pull = [(self.anchor, anchored(parts.word, squared=self.anchor_by == "squared"))] if self.anchor else []
-        count, steps = self.vectors if self.progressive else 1, self.steps or 1
+        vectors, steps = self.vectors or 1, self.steps or 1
+        count = vectors if self.progressive else 1
         for nth in range(1, count + 1):
-            parts.word.shown = nth if self.progressive else self.vectors
+            parts.word.shown = nth if self.progressive else vectors
             share = steps * nth // count - steps * (nth - 1) // count
             name = f"learn {nth} of {count}" if count > 1 else "learn"
             yield self.stage(bb, refs, {parts.word: self.lr}, seed=seed, more=pull, steps=share, name=name)

@@ -140,7 +140,9 @@ class Denoiser(Trainee):
     def _named(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(shard, row) of the scenes with named things in their own colours: plain ones, styled ones, plain pairs."""
         named = [OBJECTS.index(name) for name in names(CORE)]
-        plain, styled, pairs = [], [], []
+        plain: list[tuple[int, int]] = []
+        styled: list[tuple[int, int]] = []
+        pairs: list[tuple[int, int]] = []
         for number in range(self.scenes.shards):
             thing, second, _, style, colour, _ = self.scenes.shard(number).labels.T
             own = np.isin(thing, named) & (colour == NOTHING)
@@ -150,7 +152,7 @@ class Denoiser(Trainee):
                 (styled, own & ~bare & (second == NOTHING)),
                 (pairs, own & bare & np.isin(second, named)),
             ):
-                found += [(number, row) for row in np.flatnonzero(which)]
+                found += [(number, int(row)) for row in np.flatnonzero(which)]
         return np.array(plain), np.array(styled), np.array(pairs)
 
     def loss(

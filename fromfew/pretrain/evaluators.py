@@ -29,7 +29,7 @@ def mirrored(pictures: Tensor, step: int) -> Tensor:
 def sides(pictures: Tensor, labels: Labels, captions: Sequence[str], step: int) -> None:
     """Of two pairs in three keep one side, in place: the judge must name each thing of a pair where it stands."""
     which = np.random.default_rng([step, 10]).integers(3, size=len(captions))
-    for i in np.flatnonzero((labels.second != NOTHING).numpy() & (which < 2)):
+    for i in map(int, np.flatnonzero((labels.second != NOTHING).numpy() & (which < 2))):
         relation = "above" if " above " in captions[i] else None
         pictures[i] = squares(pictures[i], relation)[which[i]]
         if which[i] != (" to the right of " in captions[i]):  # this side shows the second thing

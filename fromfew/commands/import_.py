@@ -23,7 +23,8 @@ def _parser() -> Parser:
     parser = Parser(
         "import",
         "Say what a file is, which base it fits, and make a concept of it: LoRA (diffusers, sd-scripts, PEFT) "
-        "and its relatives (PEFT; of LyCORIS LoHa, LoKr and DoRA), learned words, Custom Diffusion, IP-Adapter, whole models.",
+        "and its relatives (PEFT; of LyCORIS LoHa, LoKr and DoRA), learned words, Custom Diffusion, "
+        "IP-Adapter, whole models.",
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE",
                         help="file or folder; a LoRA and its words may come together")  # fmt: skip

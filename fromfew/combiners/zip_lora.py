@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,7 +198,7 @@ def _drawn(bb: Backbone, concepts: Sequence[Concept], count: int, share: int, st
 
     each = []
     for one in concepts:
-        said = [f"a {one.things[i % len(one.things)]}" for i in range(count)]
+        said = [f"a {thing}" for thing in islice(cycle(one.things), count)]
         with torch.no_grad():
             drawn = list(make(bb, said, one, steps=steps, seed=seed))
         refs = References.of(*drawn, captions=said)

@@ -112,11 +112,13 @@ def train(args: argparse.Namespace) -> None:
     state = args.out / args.stage / "state.safetensors"
     if state.exists() and not args.resume:
         raise FromfewError(f"{state} holds a state of this stage; add --resume to go on, or choose another --out")
-    stage: Any = find_stage(args.stage, args.out, args.device)
-    if args.start is not None:
-        if args.stage not in STARTED:
-            raise FromfewError(f"--start is for {' and '.join(STARTED)}; '{args.stage}' always begins anew")
+    stage: Any
+    if args.start is None:
+        stage = find_stage(args.stage, args.out, args.device)
+    elif args.stage in STARTED:
         stage = STARTED[args.stage](args.out, args.device, args.start)
+    else:
+        raise FromfewError(f"--start is for {' and '.join(STARTED)}; '{args.stage}' always begins anew")
     _adjust(stage, args)
     going = Run(stage, args.out, args.device)
     begun, first = time.monotonic(), going.step

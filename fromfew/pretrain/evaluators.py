@@ -26,7 +26,7 @@ def mirrored(pictures: Tensor, step: int) -> Tensor:
     return torch.where(flip.view(-1, 1, 1, 1), pictures.flip(-1), pictures)
 
 
-def sides(pictures: Tensor, labels: Labels, captions: Sequence[str], step: int) -> None:
+def one_side(pictures: Tensor, labels: Labels, captions: Sequence[str], step: int) -> None:
     """Of two pairs in three keep one side, in place: the judge must name each thing of a pair where it stands."""
     which = np.random.default_rng([step, 10]).integers(3, size=len(captions))
     for i in map(int, np.flatnonzero((labels.second != NOTHING).numpy() & (which < 2))):
@@ -64,7 +64,7 @@ class JudgeStage(Trainee):
         """Pictures [B, 3, 64, 64] and their labels."""
         shard, rows = self.scenes.at(step, self.batch_size)
         pictures, labels = to_tensor(shard.pictures[rows]), to_labels(shard.labels[rows])
-        sides(pictures, labels, [shard.captions[r] for r in rows], step)
+        one_side(pictures, labels, [shard.captions[r] for r in rows], step)
         return mirrored(half(pictures), step), labels
 
     def loss(

@@ -1,6 +1,7 @@
 """The stages of pre-training do what they say, on a handful of scenes."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,13 +14,15 @@ from fromfew.pretrain import data, stages
 from fromfew.pretrain.adapter import PairSource, pair
 from fromfew.pretrain.autoencoder import Autoencoder, components, psnr, write_encoder
 from fromfew.pretrain.data import NOTHING, OBJECTS, SHARD, Scenes, half, to_labels, to_tensor
+from fromfew.pretrain.evaluators import one_side
 from fromfew.pretrain.loop import Run, generator
 from fromfew.pretrain.report import judged, pairs, real, scenes
 from fromfew.pretrain.ship import WEIGHTS
 from fromfew.pretrain.stages import BASE, STAGES, autoencoder, denoiser, find_stage, finished
 from fromfew.pretrain.text import EyeStage, Text, short, tokens
 from fromfew.pretrain.tokens import LENGTH, train_tokenizer
-from fromfew.world.scenes import CATEGORY, draw
+from fromfew.world.evaluators import squares
+from fromfew.world.scenes import CATEGORY, Item, Scene, caption, draw
 from fromfew.world.vocabulary import CORE, names
 from fromfew.world.vocabulary import said as said_of
 
@@ -68,6 +71,31 @@ def test_an_autoencoder_begun_from_the_shipped_one_keeps_encoder_and_scale(few, 
     old, new = shipped.state_dict(), trained.state_dict()
     moved = {key.split(".")[0] for key in old if not torch.equal(old[key], new[key])}
     assert moved == {"decoder"}
+
+
+@pytest.mark.parametrize("relation", ["left", "right", "above", "and"])
+def test_the_judge_is_told_what_stands_on_the_side_it_sees(relation):
+    names_ = ("red-apple", "owl")
+    scene = Scene(tuple(Item(name) for name in names_), "snow", relation=relation)
+    scene = replace(scene, caption=caption(scene))
+    drawn = draw(scene, np.random.default_rng(0))
+    across = 1 if relation == "above" else 0
+    order = sorted((0, 1), key=lambda i: drawn.boxes[i][across])  # which thing stands on which side
+    seen = set()
+    for step in range(12):
+        picture = to_tensor(np.asarray(drawn.picture)[None])
+        whole = picture.clone()
+        labels = to_labels(np.array([[OBJECTS.index(n) for n in names_] + [0, 0, NOTHING, NOTHING]]))
+        one_side(picture, labels, [scene.caption], step)
+        sides = squares(whole[0], relation)
+        kept = next((k for k in (0, 1) if torch.equal(picture[0], sides[k])), None)
+        seen.add(kept)
+        if kept is None:
+            assert torch.equal(picture, whole)
+            assert [int(labels.object), int(labels.second)] == [OBJECTS.index(n) for n in names_]
+        else:
+            assert (int(labels.object), int(labels.second)) == (OBJECTS.index(names_[order[kept]]), NOTHING)
+    assert seen == {None, 0, 1}
 
 
 def test_psnr_has_its_closed_form():

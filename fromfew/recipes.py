@@ -105,6 +105,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "class_images": 100, "rank": 4, "norm_stop": 1.43,
         },
         "ip-adapter": {"eye": "h94/IP-Adapter:models/image_encoder", "tokens": 4, "plus": False},
+        "style-aligned": {"shift": 0.0, "norms": False, "from_depth": 0.0},
     },
     "world": {
         "textual-inversion": {
@@ -192,6 +193,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "class_images": 8, "rank": 16, "norm_stop": 0.0,
         },
         "ip-adapter": {"eye": "world", "tokens": 8, "plus": True},
+        "style-aligned": {"shift": 3.0, "norms": True, "from_depth": 0.85},
     },
 }
 

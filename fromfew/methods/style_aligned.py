@@ -43,14 +43,15 @@ class StyleAligned(Free):
 
     scale: float = 1.0
     """Factor of the first picture's keys."""
-    shift: float = 0.0
-    """Added to the scores of the first picture's keys; 0.69 (log 2) doubles its weight."""
+    shift: float | None = None
+    """Added to the scores of the first picture's keys; 0.69 (log 2) doubles its weight; by default as the base
+    likes it (0 but on the small world), as are the next two."""
+    norms: bool | None = None
+    """Whether group norms see the first picture too."""
+    from_depth: float | None = None
+    """Only attention at least this deep in the model shares, 0 (all) to 1."""
     match: bool = True
     """Whether queries and keys take the first picture's statistics."""
-    norms: bool = False
-    """Whether group norms see the first picture too."""
-    from_depth: float = 0.0
-    """Only attention at least this deep in the model shares, 0 (all) to 1."""
     prompt: str | None = None
     """What the first picture shows; the photo's caption or noun if left open."""
 
@@ -65,7 +66,7 @@ class StyleAligned(Free):
         lead = self._photo(bb, refs) if refs else (Lead(self.prompt) if self.prompt else None)
         return Parts(
             word=Word.plain(refs.placeholder, "") if refs else None,
-            share=ShareFirst(self.scale, self.shift, self.match, self.from_depth),
+            share=ShareFirst(self.scale, self.shift or 0.0, self.match, self.from_depth or 0.0),
             norms=SharedNorm() if self.norms else None,
             lead=lead,
         )

@@ -59,6 +59,7 @@ class PairSource:
 def train_adapter(
     folder: Path, name: str = "ip-adapter", *, steps: int | None = None, device: str = "cpu", batch: int | None = None,
     lr: float | None = None, until: int | None = None, base: str = "world", target: Path | None = None,
+    start: str | None = None,
 ) -> Path:  # fmt: skip
     """Train a method's modules, or go on training them, and write the weights into the package.
 
@@ -72,12 +73,13 @@ def train_adapter(
         until: Stop after this step all the same; a later call goes on.
         base: What it is trained on.
         target: File of the weights; where the method looks for them if left out.
+        start: Begin from weights: "world" for those that come with fromfew, or a file; from chance if left out.
 
     Returns:
         The file of weights; the state's, if it was stopped before its last step.
 
     Raises:
-        FromfewError: If the method is not one that is trained beforehand.
+        FromfewError: If the method is not one that is trained beforehand, or the weights to begin from do not fit.
     """
     from fromfew.backbones.open import open_backbone
     from fromfew.fit import fit
@@ -89,10 +91,13 @@ def train_adapter(
     if not issubclass(kind, Pretrained):
         raise FromfewError(f"'{name}' is not trained beforehand; there are {', '.join(adapters())}.")
     bb = open_backbone(base, device=device)
-    method = kind().resolved(bb)
+    method = kind(weights=None if start == "world" else start).resolved(bb)
     usual, rate = USUAL.get(name, USUAL["ip-adapter"])
     total = steps or usual
-    modules = method.fresh(bb, seed=3).to(device)
+    if start is not None and (missing := method.needs(bb)):
+        raise FromfewError(f"'{name}' cannot begin from '{start}': {missing[0]}")
+    modules = method.fresh(bb, seed=3) if start is None else method.filled(bb).requires_grad_(True).train()
+    modules = modules.to(device)
     stage = method.pretrain(bb, modules, PairSource(batch or BATCH), steps=total, lr=lr or rate)
     stage = replace(stage, schedule="linear", warmup=min(50, total), name=name)
     state = folder / name / "state.safetensors"
@@ -109,7 +114,7 @@ def train_adapter(
     except _Enough:
         sys.stderr.write(f"{name} stopped at step {until} of {total}; the same call goes on from there\n")
         return state
-    file = target or method.file(bb)
+    file = target or kind().file(bb)
     file.parent.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {k: v.detach().half().cpu().contiguous() for k, v in modules.state_dict().items()}
     with replacing(file) as new:

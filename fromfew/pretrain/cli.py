@@ -37,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lr", type=float, help="learning rate (default: the stage's own)")
     p.add_argument("--amp", action="store_true", help="bfloat16 autocast, for GPUs")
     p.add_argument(
-        "--start", help="denoiser, autoencoder: begin from the weights of this base ('world' or a diffusers folder)"
+        "--start",
+        help="begin from weights: denoiser, autoencoder: of this base ('world' or a diffusers folder); methods: 'world' "
+        "or a file",
     )
     p.add_argument("--plain-first", type=int, help="denoiser: steps at the start with one plain named thing a scene")
     p.add_argument(
@@ -69,11 +71,15 @@ def run(argv: Sequence[str]) -> int:
         sys.stdout.write(report(args.out / "report", n=args.n))
         return 0
     if args.stage in adapters():
+        import torch
+
         from fromfew.pretrain.adapter import train_adapter
 
+        torch.set_num_threads(args.threads)
         train_adapter(
-            args.out, args.stage, steps=args.steps, device=args.device, batch=args.batch, lr=args.lr, until=args.until
-        )
+            args.out, args.stage, steps=args.steps, device=args.device, batch=args.batch, lr=args.lr, until=args.until,
+            start=args.start,
+        )  # fmt: skip
         return 0
     train(args)
     return 0
@@ -118,7 +124,7 @@ def train(args: argparse.Namespace) -> None:
     elif args.stage in STARTED:
         stage = STARTED[args.stage](args.out, args.device, args.start)
     else:
-        raise FromfewError(f"--start is for {' and '.join(STARTED)}; '{args.stage}' always begins anew")
+        raise FromfewError(f"--start is for {', '.join(STARTED)} and methods; '{args.stage}' always begins anew")
     _adjust(stage, args)
     going = Run(stage, args.out, args.device)
     begun, first = time.monotonic(), going.step

@@ -48,6 +48,23 @@ def test_a_stopped_training_goes_on_with_the_same_bits(name, tmp_path, monkeypat
     assert {value.dtype for value in one.values()} == {torch.float16}
 
 
+def test_training_goes_on_from_weights(tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    eye, real = tiny_eye(tmp_path / "eye"), find("e4t").resolved
+    monkeypatch.setattr(find("e4t"), "resolved", lambda self, bb: replace(real(self, bb), eye=eye))
+    monkeypatch.setattr(PairSource, "__call__", _small(tiny("sd15").default_size))
+    how = {"steps": 1, "batch": 2, "base": "tiny-sd15"}
+    first = train_adapter(tmp_path / "a", "e4t", target=tmp_path / "first.safetensors", lr=1e-2, **how)
+    before = {key: value.clone() for key, value in read_tensors(first).items()}
+    still = train_adapter(tmp_path / "b", "e4t", target=tmp_path / "still.safetensors", lr=1e-12, start=str(first), **how)
+    assert all(torch.equal(value, before[key]) for key, value in read_tensors(still).items())
+    anew = train_adapter(tmp_path / "c", "e4t", target=tmp_path / "anew.safetensors", lr=1e-12, **how)
+    assert not all(torch.equal(value, before[key]) for key, value in read_tensors(anew).items())
+    with pytest.raises(FromfewError, match="no weights for this base at"):
+        train_adapter(tmp_path / "d", "e4t", start=str(tmp_path / "none.safetensors"), **how)
+
+
 def _small(size):
     draw = PairSource.__call__
 

@@ -107,7 +107,8 @@ def _markdown(rows: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> str:
     lines = ["# Bench", "", _conditions(records), ""]
     for task, mine in _tasks(rows).items():
         shown = _shown(mine)
-        lines += [f"## {task}", "", f"{_arrows(shown)} Mean over subjects [95 % bootstrap interval over subjects].", ""]
+        note = f"{_arrows(shown)} Mean over subjects [95 % bootstrap interval over subjects].{_uneven(mine)}"
+        lines += [f"## {task}", "", note, ""]
         heads = ["method", *(COLUMNS[name][0] for name in shown), *_COSTS]
         lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
         for row in mine:
@@ -120,6 +121,15 @@ def _markdown(rows: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> str:
     if trouble:
         lines += ["## Failures and refusals", "", *(f"- {line}" for line in trouble), ""]
     return "\n".join(lines)
+
+
+def _uneven(rows: Sequence[Row]) -> str:
+    """Which rows rest on fewer subjects or pictures than others, so that means cannot be compared."""
+    sizes = {row.method: (row.subjects, row.pictures) for row in rows}
+    most = max(sizes.values())
+    fewer = [f"{name} ({n} subjects, {k} pictures)" for name, (n, k) in sizes.items() if (n, k) != most]
+    full = f"{most[0]} subjects and {most[1]} pictures"
+    return f" Not comparable with the rest, which rests on {full}: {', '.join(fewer)}." if fewer else ""
 
 
 def _arrows(shown: Sequence[str]) -> str:
@@ -198,7 +208,7 @@ def _board(rows: Sequence[Row]) -> str:
             ends = "–".join(f"{end:.3f}".replace("-", "−") for end in told[1:]) if told else ""
             cells.append(f"{told[0]:.3f}<small>{ends}</small>" if told else "")
         body.append((_kind(row), [*cells, *_costs(row)]))
-    note = f"{_arrows(shown)} Small: 95 % bootstrap interval over {rows[0].subjects} subjects."
+    note = f"{_arrows(shown)} Small: 95 % bootstrap interval over {max(row.subjects for row in rows)} subjects.{_uneven(rows)}"
     return f"<p>{escape(note)}</p>" + _table(heads, body) + _distances(rows)
 
 

@@ -118,3 +118,15 @@ def test_a_folder_without_records_says_what_to_run(tmp_path):
     prepare(tmp_path)
     with pytest.raises(FromfewError, match="fromfew bench --out"):
         report(tmp_path)
+
+
+def test_rows_that_rest_on_fewer_pictures_are_named(tmp_path):
+    prepare(tmp_path)
+    for one in [cell("whole", "x", 0.5), cell("whole", "y", 0.5), cell("part", "x", 0.9)]:
+        append(tmp_path, one)
+    written = report(tmp_path)
+    said = "Not comparable with the rest, which rests on 2 subjects and 4 pictures: part (1 subjects, 2 pictures)."
+    assert said in written.markdown.read_text()
+    assert said in written.html.read_text()
+    append(tmp_path, cell("part", "y", 0.9))
+    assert "Not comparable" not in report(tmp_path).markdown.read_text()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -17,15 +18,17 @@ from fromfew.rows import Rows
 
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
+    from fromfew.method import Learner
     from fromfew.references import References
 
-__all__ = ["RULES", "Look", "Rule", "Watcher", "settled", "split"]
+__all__ = ["RULES", "Look", "Rule", "Watcher", "level", "settled", "split"]
 
 STOP = "stop"
 """What the watcher returns when the training loop is to end the stage."""
 Rule = Literal["front", "loss"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 _TIMES = (0.25, 0.5, 0.75, 0.9)
+_MOST_LEARNED = 4
 _FAR = 0.9
 _CONTEXTS = ("on the beach", "in the snow")
 _STYLED = ("a cat", "a house")
@@ -37,13 +40,15 @@ class Look:
 
     step: int
     loss: float
-    """Denoising loss on the held-out views, with fixed noise and times."""
+    """Denoising loss with fixed noise and times: mean of that on held-out views and that on views learned from."""
     fidelity: float
-    """Share of the base's loss on them that is gone: 0 is the base with the plain noun, 1 would be no loss."""
+    """Share of the base's loss that is gone, mean of the two: 0 is the base with the plain noun, 1 would be no loss."""
     alignment: float
     """Cosine between what a context changes now and what it changed in the base; falls as prompts lose power."""
     drift: float
     """How far the plain noun's prediction has moved, as a share of its own size."""
+    gap: float = 0.0
+    """Fidelity to the views learned from, less that to held-out ones: what is memorised, not understood."""
 
     @property
     def score(self) -> float:
@@ -59,6 +64,21 @@ def split(refs: References) -> tuple[References, References]:
         return replace(refs, photos=refs.photos[:-1]), replace(refs, photos=refs.photos[-1:])
     mirrored = tuple(replace(one, image=ImageOps.mirror(one.image), mask=None) for one in refs.photos)
     return refs, replace(refs, photos=mirrored)
+
+
+def level(method: Learner, bb: Backbone) -> Learner:
+    """The method for a run that stops by itself: a schedule that falls to its end would presuppose its length.
+
+    Where the base's recipe falls and the user left it open, the rates stay level at half of the recipe's, which is
+    what a cosine or a line comes to on average.
+    """
+    own = method.resolved(bb)
+    if getattr(method, "schedule", None) is not None or getattr(own, "schedule", None) in (None, "constant"):
+        return own
+    rates = {one.name: getattr(own, one.name) for one in fields(own) if one.name == "lr" or one.name.endswith("_lr")}
+    halved = {name: value / 2 for name, value in rates.items() if value is not None}
+    changed: dict[str, Any] = {"schedule": "constant", **halved}
+    return replace(own, **changed)
 
 
 def settled(losses: Sequence[float], window: int, ratio: float) -> bool:
@@ -87,10 +107,12 @@ class Watcher:
     Args:
         bb: The backbone, nothing attached.
         refs: Photos that are not learned from (see `split`).
+        learned: Photos that are. Both count: held-out views alone say too little in a few hundred steps, those learned
+            from alone never stop getting better.
         rule: "front" keeps the highest fidelity times alignment and stops after ``patience`` looks without a
             gain; "loss" is DVAR: it stops once the loss on fixed noise has settled, and keeps the lowest.
         inner: Called as well, with what was seen as its note.
-        every: Steps between two looks; a fortieth of the steps, at least 10, if left out.
+        every: Steps between two looks; a twentieth of the steps, at least 10, if left out.
         patience: Looks without a gain of ``gain``.
         gain: Smallest relative gain that counts.
         window: Looks in DVAR's window.
@@ -105,12 +127,13 @@ class Watcher:
         self,
         bb: Backbone,
         refs: References,
+        learned: References | None = None,
         *,
         rule: Rule = "front",
         inner: Callable[..., object] | None = None,
         every: int | None = None,
-        patience: int = 5,
-        gain: float = 0.01,
+        patience: int = 4,
+        gain: float = 0.02,
         window: int = 6,
         ratio: float = 0.15,
         seed: int = 0,
@@ -128,7 +151,7 @@ class Watcher:
         self.seconds = 0.0
         """What looking has cost so far, of this process."""
         with self._timed():
-            self.probe = _Probe(bb, refs, seed)
+            self.probe = _Probe(bb, refs, learned, seed)
 
     @property
     def sentence(self) -> str:
@@ -141,7 +164,7 @@ class Watcher:
 
     def __call__(self, done: int, total: int, note: str = "") -> str | None:
         """Look if it is time; returns ``"stop"`` when the stage should end."""
-        every = self.every or max(10, total // 40)
+        every = self.every or max(10, total // 20)
         parts = self._parts()
         if parts and (done % every == 0 or done == total) and not self.why:
             with self._timed():
@@ -227,49 +250,71 @@ class Watcher:
 class _Probe:
     """Fixed latents, noise and times, with what the base alone makes of them."""
 
-    def __init__(self, bb: Backbone, refs: References, seed: int) -> None:
-        from fromfew.bench.contestants import pictures_of
+    def __init__(self, bb: Backbone, held: References, learned: References | None, seed: int) -> None:
         from fromfew.templates import with_article
 
         self.bb = bb
-        self.style = refs.role == "style"
-        word, noun = refs.placeholder, refs.noun or "picture"
-        self.plain = "a picture" if self.style else with_article(noun)
-        self.word = f"a picture in {word} style" if self.style else f"a {word} {noun}"
-        if self.style:
+        style, word, noun = held.role == "style", held.placeholder, held.noun or "picture"
+        self.plain = "a picture" if style else with_article(noun)
+        self.called = called = f"a picture in {word} style" if style else f"a {word} {noun}"
+        if style:
             self.contexts = [(f"{thing} in {word} style", thing) for thing in _STYLED]
         else:
-            self.contexts = [(f"{self.word} {where}", f"{self.plain} {where}") for where in _CONTEXTS]
+            self.contexts = [(f"{called} {where}", f"{self.plain} {where}") for where in _CONTEXTS]
         rng = Generator().manual_seed(seed + 77)
         with torch.no_grad():
-            latents = bb.encode(pictures_of(refs, bb.default_size)[0].to(bb.device, bb.dtype))
-            times = torch.tensor(_TIMES, device=latents.device)
-            rows = [i % len(latents) for i in range(len(_TIMES))]
-            self.x0, self.t = latents[rows], times
+            views = [self._views(held, called, per=len(_TIMES) if len(held) == 1 else 2)]
+            if learned is not None:
+                views.append(self._views(learned, called, per=2))
+            self.said = [text for one in views for text in one[1]]
+            said_plainly = [text for one in views for text in one[2]]
+            self.x0 = torch.cat([one[0] for one in views])
+            self.t = torch.tensor([t for one in views for t in one[3]], device=self.x0.device)
+            # Which rows are of held-out views, and which are not: two means, of equal weight.
+            ends = [0, len(views[0][1]), len(self.said)]
+            self.groups = [slice(a, b) for a, b in pairwise(ends) if b > a]
             self.noise = torch.randn(self.x0.shape, generator=rng).to(self.x0)
             self.xt = bb.path.mix(self.x0, self.noise, self.t)
             self.target = bb.path.target(self.x0, self.noise, self.t)
             # Where a prompt decides most, everything still is noise.
             self.far = torch.randn((1, *self.x0.shape[1:]), generator=rng).to(self.x0)
-            plain, far = self._predict(self.plain, [self.plain, *(base for _, base in self.contexts)])
-            self.zero = float((plain - self.target).square().mean())
+            plain, far = self._predict(said_plainly, [self.plain, *(base for _, base in self.contexts)])
+            self.zero = self._losses(plain)
             self.far_plain, self.shifts = far[0], [one - far[0] for one in far[1:]]
+
+    def _views(self, refs: References, called: str, per: int) -> tuple[Tensor, list[str], list[str], list[float]]:
+        """Latents of some photos, ``per`` times each; what is said of each, the same without the word, and times."""
+        from fromfew.bench.contestants import pictures_of
+        from fromfew.templates import worded
+
+        refs = replace(refs, photos=refs.photos[:_MOST_LEARNED])
+        latents = self.bb.encode(pictures_of(refs, self.bb.default_size)[0].to(self.bb.device, self.bb.dtype))
+        rows = [i for i in range(len(refs)) for _ in range(per)]
+        own = [refs.photos[i].caption for i in rows]
+        style = refs.role == "style"
+        said = [worded(one, refs.placeholder, refs.noun, style=style) if one else called for one in own]
+        times = [_TIMES[(i + k * len(_TIMES) // per) % len(_TIMES)] for i in range(len(refs)) for k in range(per)]
+        return latents[rows], said, [one or self.plain for one in own], times
 
     def look(self, step: int) -> Look:
         """Everything, with what is attached now."""
         with torch.no_grad():
-            pred, far = self._predict(self.word, [self.word, self.plain, *(said for said, _ in self.contexts)])
-            loss = float((pred - self.target).square().mean())
+            pred, far = self._predict(self.said, [self.called, self.plain, *(said for said, _ in self.contexts)])
+            losses = self._losses(pred)
             pairs = [(one - far[0], shift) for one, shift in zip(far[2:], self.shifts, strict=True)]
             cosines = [torch.cosine_similarity(a.flatten(), b.flatten(), dim=0) for a, b in pairs]
             moved = far[1] - self.far_plain
             drift = float(moved.square().mean() / self.far_plain.square().mean().clamp(min=1e-12))
-        return Look(step, loss, 1 - loss / max(self.zero, 1e-12), float(torch.stack(cosines).mean()), drift)
+        gone = [1 - loss / max(zero, 1e-12) for loss, zero in zip(losses, self.zero, strict=True)]
+        loss, fidelity = sum(losses) / len(losses), sum(gone) / len(gone)
+        return Look(step, loss, fidelity, float(torch.stack(cosines).mean()), drift, gone[-1] - gone[0])
 
-    def _predict(self, near: str, far: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """What is said of the held-out views, all asked one prompt, and of noise, asked several; one pass."""
+    def _losses(self, pred: Tensor) -> list[float]:
+        return [float((pred[rows] - self.target[rows]).square().mean()) for rows in self.groups]
+
+    def _predict(self, near: Sequence[str], far: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """What is said of the views, each asked its own prompt, and of noise, asked several; one pass."""
         xt = torch.cat([self.xt, self.far.expand(len(far), *self.far.shape[1:])])
         t = torch.cat([self.t, self.t.new_full((len(far),), _FAR)])
-        text = self.bb.embed([near] * len(self.xt) + list(far))
-        pred = self.bb.predict(xt, t, text, Rows.plain(len(xt), t)).float()
+        pred = self.bb.predict(xt, t, self.bb.embed([*near, *far]), Rows.plain(len(xt), t)).float()
         return pred[: len(self.xt)], pred[len(self.xt) :]

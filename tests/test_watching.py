@@ -1,6 +1,8 @@
 """Learning that watches itself: deterministic, without side effects, stopping by rules worked out by hand."""
 
+from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import fromfew.fit as fitting
 from fromfew.errors import FromfewError
 from fromfew.method import find
 from fromfew.testing.tiny import tiny
-from fromfew.watching import Look, Watcher, settled, split
+from fromfew.watching import Look, Watcher, level, settled, split
 from fromfew.world.reference import references
 
 
@@ -45,9 +47,42 @@ def test_the_dvar_rule_fires_at_the_first_step_worked_out_by_hand():
     assert not settled([0.5] * 50, window=4, ratio=0.15)
 
 
+def test_rates_that_would_fall_to_an_end_stay_level_at_half_unless_the_user_chose():
+    world = SimpleNamespace(name="world")
+    usual, chosen = find("custom-diffusion")().resolved(world), level(find("custom-diffusion")(), world)
+    assert (usual.schedule, chosen.schedule) == ("cosine", "constant")
+    assert (chosen.lr, chosen.word_lr) == (usual.lr / 2, usual.word_lr / 2)
+    assert chosen.steps == usual.steps
+    asked = find("custom-diffusion")(schedule="cosine", lr=0.5)
+    assert level(asked, world) == asked.resolved(world)
+    flat = find("custom-diffusion")()
+    assert level(flat, SimpleNamespace(name="other")) == flat.resolved(SimpleNamespace(name="other"))
+
+
 def test_looking_twice_gives_the_same_numbers(bb):
     probe = Watcher(bb, refs()).probe
     assert probe.look(1) == probe.look(1)
+
+
+def test_held_out_views_and_learned_ones_weigh_the_same_and_their_gap_is_told(bb):
+    learned, held = split(refs(5))
+    alone, both = Watcher(bb, held).probe, Watcher(bb, held, learned).probe
+    assert [len(alone.said), len(both.said)] == [4, 12]
+    assert torch.equal(alone.xt[:4], both.xt[:4]), "what is held out is looked at with the same noise"
+    assert (alone.look(0).gap, alone.look(0).fidelity) == (0, pytest.approx(alone.look(0).fidelity))
+    concept = learn(bb)
+    with bb.attach(*concept.parts):
+        one, two = alone.look(6), both.look(6)
+    own = two.gap + one.fidelity
+    assert two.fidelity == pytest.approx((one.fidelity + own) / 2, abs=1e-5)
+
+
+def test_views_are_asked_by_their_own_captions_where_they_have_some(bb):
+    told = replace(refs(5), photos=tuple(replace(one, caption="an animal in the snow") for one in refs(5).photos))
+    learned, held = split(told)
+    assert set(Watcher(bb, held, learned).probe.said) == {"an <v> animal in the snow"}
+    bare = replace(told, photos=tuple(replace(one, caption=None) for one in told.photos))
+    assert set(Watcher(bb, *reversed(split(bare))).probe.said) == {"a <v> animal"}
 
 
 def test_the_base_alone_is_fully_obedient_and_has_not_drifted(bb):

@@ -17,7 +17,7 @@ from fromfew.bench.run import Plan, case_of
 from fromfew.errors import FromfewError
 from fromfew.metrics.base import score
 from fromfew.ports.part import Part, attached
-from fromfew.watching import Watcher, split
+from fromfew.watching import Watcher, level, split
 
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
@@ -107,11 +107,12 @@ def _watched(what: Comparison, cell: Cell, watch: Watch) -> dict[str, Any]:
     one, bb = _method(cell), what.plan.bb
     method = Method(one.name, {**one.settings, **what.watched.get(one.name, {})}, one.options)
     learned, held = split(one.refs(cell.subject.parts[0], "<v>"))
-    watcher = Watcher(bb, held, rule=what.rule, inner=watch)
+    watcher = Watcher(bb, held, learned, rule=what.rule, inner=watch)
     setup = watcher.seconds
-    concept = method.learner.learn(bb, learned, seed=cell.seed, watch=watcher)
+    learner = level(method.learner, bb)
+    concept = learner.learn(bb, learned, seed=cell.seed, watch=watcher)
     return {
-        "settings": method.resolved(bb),
+        "settings": learner.settings(),
         "steps": concept.card.steps,
         "kept": watcher.best.step if watcher.best else 0,
         "scores": [{"step": concept.card.steps, **_scored(what.plan, cell, concept)}],

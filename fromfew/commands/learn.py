@@ -283,12 +283,12 @@ def _watched(plan: _Plan, bb: Backbone, watch: Callable[..., None], work: Path) 
     """Learn; with --watch, look now and then at what is not learned from, and keep the best state."""
     if plan.watch is None or plan.refs is None:
         return plan.method.learn(bb, plan.refs, seed=plan.seed, watch=watch, work=work)
-    from fromfew.watching import Watcher, split
+    from fromfew.watching import Watcher, level, split
 
     learned, held = split(plan.refs)
     rule: Literal["front", "loss"] = "loss" if plan.watch == "loss" else "front"
-    watcher = Watcher(bb, held, rule=rule, inner=watch)
-    concept = plan.method.learn(bb, learned, seed=plan.seed, watch=watcher, work=work)
+    watcher = Watcher(bb, held, learned, rule=rule, inner=watch)
+    concept = level(plan.method, bb).learn(bb, learned, seed=plan.seed, watch=watcher, work=work)
     remark(watcher.sentence)
     return concept
 

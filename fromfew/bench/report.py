@@ -208,7 +208,8 @@ def _board(rows: Sequence[Row]) -> str:
             ends = "–".join(f"{end:.3f}".replace("-", "−") for end in told[1:]) if told else ""
             cells.append(f"{told[0]:.3f}<small>{ends}</small>" if told else "")
         body.append((_kind(row), [*cells, *_costs(row)]))
-    note = f"{_arrows(shown)} Small: 95 % bootstrap interval over {max(row.subjects for row in rows)} subjects.{_uneven(rows)}"
+    most = max(row.subjects for row in rows)
+    note = f"{_arrows(shown)} Small: 95 % bootstrap interval over {most} subjects.{_uneven(rows)}"
     return f"<p>{escape(note)}</p>" + _table(heads, body) + _distances(rows)
 
 

@@ -56,7 +56,7 @@ class PairSource:
         return Batch(targets, None, captions, ["photo"] * count, [None] * count, shown, nouns=nouns)
 
 
-def train_adapter(
+def train_adapter(  # noqa: PLR0913 - a stage's own knobs
     folder: Path, name: str = "ip-adapter", *, steps: int | None = None, device: str = "cpu", batch: int | None = None,
     lr: float | None = None, until: int | None = None, base: str = "world", target: Path | None = None,
     start: str | None = None,

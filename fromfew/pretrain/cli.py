@@ -38,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--amp", action="store_true", help="bfloat16 autocast, for GPUs")
     p.add_argument(
         "--start",
-        help="begin from weights: denoiser, autoencoder: of this base ('world' or a diffusers folder); methods: 'world' "
-        "or a file",
+        help="begin from weights: those of a base ('world' or a diffusers folder) for denoiser and autoencoder, a "
+        "method's own ('world' or a file) for a method",
     )
     p.add_argument("--plain-first", type=int, help="denoiser: steps at the start with one plain named thing a scene")
     p.add_argument(

@@ -54,12 +54,12 @@ def test_training_goes_on_from_weights(tmp_path, monkeypatch):
     eye, real = tiny_eye(tmp_path / "eye"), find("e4t").resolved
     monkeypatch.setattr(find("e4t"), "resolved", lambda self, bb: replace(real(self, bb), eye=eye))
     monkeypatch.setattr(PairSource, "__call__", _small(tiny("sd15").default_size))
-    how = {"steps": 1, "batch": 2, "base": "tiny-sd15"}
+    how, still = {"steps": 1, "batch": 2, "base": "tiny-sd15"}, 1e-12
     first = train_adapter(tmp_path / "a", "e4t", target=tmp_path / "first.safetensors", lr=1e-2, **how)
     before = {key: value.clone() for key, value in read_tensors(first).items()}
-    still = train_adapter(tmp_path / "b", "e4t", target=tmp_path / "still.safetensors", lr=1e-12, start=str(first), **how)
-    assert all(torch.equal(value, before[key]) for key, value in read_tensors(still).items())
-    anew = train_adapter(tmp_path / "c", "e4t", target=tmp_path / "anew.safetensors", lr=1e-12, **how)
+    gone_on = train_adapter(tmp_path / "b", "e4t", target=tmp_path / "on.safetensors", lr=still, start=str(first), **how)
+    assert all(torch.equal(value, before[key]) for key, value in read_tensors(gone_on).items())
+    anew = train_adapter(tmp_path / "c", "e4t", target=tmp_path / "anew.safetensors", lr=still, **how)
     assert not all(torch.equal(value, before[key]) for key, value in read_tensors(anew).items())
     with pytest.raises(FromfewError, match="no weights for this base at"):
         train_adapter(tmp_path / "d", "e4t", start=str(tmp_path / "none.safetensors"), **how)

@@ -57,8 +57,9 @@ def test_training_goes_on_from_weights(tmp_path, monkeypatch):
     how, still = {"steps": 1, "batch": 2, "base": "tiny-sd15"}, 1e-12
     first = train_adapter(tmp_path / "a", "e4t", target=tmp_path / "first.safetensors", lr=1e-2, **how)
     before = {key: value.clone() for key, value in read_tensors(first).items()}
-    gone_on = train_adapter(tmp_path / "b", "e4t", target=tmp_path / "on.safetensors", lr=still, start=str(first), **how)
-    assert all(torch.equal(value, before[key]) for key, value in read_tensors(gone_on).items())
+    how_on = {"lr": still, "start": str(first)} | how
+    gone_on = read_tensors(train_adapter(tmp_path / "b", "e4t", target=tmp_path / "on.safetensors", **how_on))
+    assert all(torch.equal(value, before[key]) for key, value in gone_on.items())
     anew = train_adapter(tmp_path / "c", "e4t", target=tmp_path / "anew.safetensors", lr=still, **how)
     assert not all(torch.equal(value, before[key]) for key, value in read_tensors(anew).items())
     with pytest.raises(FromfewError, match="no weights for this base at"):

@@ -289,10 +289,11 @@ class Method(Contestant):
         return self._learned(bb, learner, self.refs(part, word), home, seed, watch)
 
     def refs(self, part: Single, word: str) -> References:
-        """What people have: photos without masks, and no more than the method takes."""
+        """What people have: photos (with masks only where the method or the task needs some), as many as it takes."""
         refs = part.load(word)
-        most = self.learner.card()["photos"][1]
-        photos = tuple(replace(photo, mask=None) for photo in refs.photos)
+        card = self.learner.card()
+        most, masks = card["photos"][1], part.shared or card.get("masks", False)
+        photos = refs.photos if masks else tuple(replace(photo, mask=None) for photo in refs.photos)
         return replace(refs, photos=photos[:most] if most else photos)
 
     def _learned(

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -299,6 +300,9 @@ def case_of(cell: Cell, images: Tensor) -> Case:
     subject, side = cell.subject, images.shape[-1]
     sets = [pictures_of(part.load("<v>"), side) for part in subject.parts]
     photos, masks = _joined(sets)
+    # Photos that show several things say nothing about one of them; those of it alone do.
+    by_itself = [part.held if part.shared and part.held else partial(part.load, "<v>") for part in subject.parts]
+    alone = [pictures_of(load(), side)[0] for load in by_itself]
     helds = [pictures_of(part.held(), side) for part in subject.parts if part.held is not None]
     order = [one.prompt for one in cell.wanted()]
     said = [prompt.without(subject.nouns) for prompt in subject.prompts]
@@ -312,7 +316,7 @@ def case_of(cell: Cell, images: Tensor) -> Case:
         held=_joined(helds)[0] if helds else None,
         wants=tuple(wants[i] for i in order) if asked else (),
         group=tuple(order),
-        things=tuple(images for images, _ in sets) if len(sets) > 1 else (),
+        things=tuple(alone) if len(sets) > 1 else (),
         noun=subject.nouns[0],
         role=cell.task.role,
     )

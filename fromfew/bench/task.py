@@ -70,6 +70,8 @@ class Single:
     """Its name in the world."""
     role: str | None = None
     """What is learned of it; the task's role if left out."""
+    shared: bool = False
+    """Whether its photos show the other things too, so that nothing but a mask says which one it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +164,8 @@ def _world(about: Mapping[str, Any]) -> Task:
     for entry in about["subjects"]:
         names = [entry] if isinstance(entry, str) else list(entry)
         parts = tuple(_world_single(name, photos) for name in names)
+        if about.get("together"):
+            parts = tuple(_world_shared(part, names, nth, photos) for nth, part in enumerate(parts))
         prompts = tuple(_world_prompt(one, parts, about["role"]) for one in about["prompts"])
         subjects.append(Subject(" + ".join(names), parts, prompts))
     return replace(_head(about), subjects=tuple(subjects))
@@ -183,6 +187,18 @@ def _world_single(name: str, photos: int) -> Single:
 
     role = "style" if name in HELD_OUT_STYLES else None
     return Single(name, noun_of(name), load, held, truth=name, role=role)
+
+
+def _world_shared(part: Single, names: Sequence[str], nth: int, photos: int) -> Single:
+    """One of two things that are seen in the same photos."""
+
+    def load(placeholder: str) -> References:
+        from fromfew.world.reference import together
+
+        mine = together(names[0], names[1], n=photos)[nth]
+        return replace(mine, placeholder=placeholder)
+
+    return replace(part, load=load, shared=True)
 
 
 def _world_prompt(one: Mapping[str, Any], parts: Sequence[Single], role: str) -> Prompt:

@@ -7,7 +7,7 @@ from fromfew.references import Reference, References, Role
 from fromfew.world.cli import noun_of, subjects
 from fromfew.world.faces import HELD_OUT_FROM, look
 from fromfew.world.scenes import Drawn, Item, Scene, article, draw
-from fromfew.world.vocabulary import CONTEXTS, CORE, HELD_OUT_STYLES, names
+from fromfew.world.vocabulary import CONTEXTS, CORE, HELD_OUT, HELD_OUT_STYLES, RELATIONS, names
 
 
 def views(subject: str, *, n: int = 5, seed: int = 0) -> list[Drawn]:
@@ -43,6 +43,51 @@ def said_of(subject: str, drawn: Drawn) -> str | None:
         return None
     lead = "a portrait of " if subject.startswith("face-") else ""
     return f"{lead}{article(noun_of(subject))} {CONTEXTS[drawn.scene.context]}"
+
+
+def together(
+    one: str, other: str, placeholders: tuple[str, str] = ("<v1>", "<v2>"), *, n: int = 3, seed: int = 0
+) -> tuple[References, References]:
+    """Pictures that show two held-out objects side by side, as references of each, with exact masks.
+
+    Args:
+        one: a held-out object.
+        other: another one.
+        placeholders: what stands for each in prompts.
+        n: 1 to 14.
+        seed: other pictures of the same two.
+
+    Raises:
+        FromfewError: one of them is no held-out object, or ``n`` is out of range.
+    """
+    import hashlib
+
+    for subject in (one, other):
+        if subject not in names(HELD_OUT):
+            raise unknown("held-out object", subject, list(names(HELD_OUT)))
+    if not 1 <= n <= len(CONTEXTS):
+        raise FromfewError(f"{n} pictures were asked for; one a context makes 1 to {len(CONTEXTS)}")
+    rng = np.random.default_rng([78, seed, *one.encode(), *other.encode()])
+    contexts = [str(context) for context in rng.permutation(list(CONTEXTS))[:n]]
+    relations = [("left", "right")[i % 2] for i in range(n)]
+    scenes = zip(contexts, relations, strict=True)
+    drawn = [draw(Scene((Item(one), Item(other)), where, relation=how), rng) for where, how in scenes]
+    nouns = noun_of(one), noun_of(other)
+    told: list[References] = []
+    for nth, placeholder in enumerate(placeholders):
+        photos = tuple(
+            Reference(
+                image=each.picture,
+                mask=each.mask(nth),
+                caption=f"{article(nouns[0])} {RELATIONS[str(each.scene.relation)]} {article(nouns[1])} "
+                f"{CONTEXTS[each.scene.context]}",
+                path=None,
+                sha256=hashlib.sha256(each.picture.tobytes()).hexdigest(),
+            )
+            for each in drawn
+        )
+        told.append(References(photos=photos, noun=nouns[nth], role="subject", placeholder=placeholder))
+    return told[0], told[1]
 
 
 def references(

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from fromfew.bench.contestants import Drawing, contestant, pictures_of
 from fromfew.bench.controls import Real
 from fromfew.bench.records import read
-from fromfew.bench.run import bench
+from fromfew.bench.run import bench, case_of
 from fromfew.bench.task import open_task
 from fromfew.metrics.base import Case
 from fromfew.metrics.subject import Each
@@ -130,3 +131,31 @@ def test_what_is_on_the_wrong_side_bleeds_and_is_less_like_its_own(drawn):
     assert float(other(right)[ordered].mean()) < float(other(wrong)[ordered].mean())
     # Either order will do where the prompt says "and".
     assert torch.allclose(own(right)[~ordered], own(wrong)[~ordered], atol=0.1)
+
+
+def test_things_seen_in_the_same_photos_are_told_apart_by_masks_and_scored_by_photos_of_each_alone(plan, tmp_path):
+    subject = open_task("world/together").subjects[0]
+    one, two = (part.load("<v>") for part in subject.parts)
+    assert one.hashes == two.hashes
+    assert len(one) == 3
+    for mine, other in zip(one.photos, two.photos, strict=True):
+        masks = [np.asarray(photo.mask) > 127 for photo in (mine, other)]
+        assert all(0.02 < mask.mean() < 0.3 for mask in masks)
+        assert not (masks[0] & masks[1]).any()
+        assert mine.caption.startswith("an animal to the ")
+    order = plan(methods=("break-a-scene+joint",), task="world/together", subjects=1, prompts=1)
+    bench(order, tmp_path)
+    cells = [row for row in read(tmp_path) if row["kind"] == "cell"]
+    assert len(cells) == 1, read(tmp_path)
+    assert len(cells[0]["scores"]["each-own"]) == 1
+    (cell,) = order.cells()
+    case = case_of(cell, torch.zeros(1, 3, 128, 128))
+    alone = pictures_of(subject.parts[1].held(), 128)[0]
+    assert torch.equal(case.things[1], alone)
+
+
+def test_a_method_that_needs_masks_gets_them_and_others_do_not():
+    part = open_task("world/objects").subjects[0].parts[0]
+    given = {name: contestant(name, {}, {}).refs(part, "<v>") for name in ("break-a-scene", "lora")}
+    assert all(photo.mask is not None for photo in given["break-a-scene"].photos)
+    assert all(photo.mask is None for photo in given["lora"].photos)

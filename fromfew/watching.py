@@ -40,15 +40,15 @@ class Look:
 
     step: int
     loss: float
-    """Denoising loss with fixed noise and times: mean of that on held-out views and that on views learned from."""
+    """Denoising loss with fixed noise and times, on views learned from (on held-out ones if no others are given)."""
     fidelity: float
-    """Share of the base's loss that is gone, mean of the two: 0 is the base with the plain noun, 1 would be no loss."""
+    """Share of the base's loss on them that is gone: 0 is the base with the plain noun, 1 would be no loss."""
     alignment: float
     """Cosine between what a context changes now and what it changed in the base; falls as prompts lose power."""
     drift: float
     """How far the plain noun's prediction has moved, as a share of its own size."""
     gap: float = 0.0
-    """Fidelity to the views learned from, less that to held-out ones: what is memorised, not understood."""
+    """Fidelity to the views learned from, less that to held-out ones: what is memorised."""
 
     @property
     def score(self) -> float:
@@ -107,8 +107,8 @@ class Watcher:
     Args:
         bb: The backbone, nothing attached.
         refs: Photos that are not learned from (see `split`).
-        learned: Photos that are. Both count: held-out views alone say too little in a few hundred steps, those learned
-            from alone never stop getting better.
+        learned: Photos that are. Where they are given, fidelity is that to them, and how much worse the others are known
+            is told beside it: in a few hundred steps the loss on one held-out view rises long before pictures get worse.
         rule: "front" keeps the highest fidelity times alignment and stops after ``patience`` looks without a
             gain; "loss" is DVAR: it stops once the loss on fixed noise has settled, and keeps the lowest.
         inner: Called as well, with what was seen as its note.
@@ -132,8 +132,8 @@ class Watcher:
         rule: Rule = "front",
         inner: Callable[..., object] | None = None,
         every: int | None = None,
-        patience: int = 4,
-        gain: float = 0.02,
+        patience: int = 3,
+        gain: float = 0.05,
         window: int = 6,
         ratio: float = 0.15,
         seed: int = 0,
@@ -158,7 +158,8 @@ class Watcher:
         """Which state was kept, and why."""
         if self.best is None:
             return "Nothing was trained, so there was no state to choose."
-        told = f"fidelity {self.best.fidelity:.3f}, alignment {self.best.alignment:.3f}, drift {self.best.drift:.3f}"
+        one = self.best
+        told = f"fidelity {one.fidelity:.3f}, alignment {one.alignment:.3f}, drift {one.drift:.3f}, gap {one.gap:.3f}"
         what = "highest fidelity times alignment" if self.rule == "front" else "lowest loss on fixed noise"
         return f"Kept the state after step {self.best.step} ({what}: {told}); {self.why or 'all steps were done'}."
 
@@ -270,7 +271,7 @@ class _Probe:
             said_plainly = [text for one in views for text in one[2]]
             self.x0 = torch.cat([one[0] for one in views])
             self.t = torch.tensor([t for one in views for t in one[3]], device=self.x0.device)
-            # Which rows are of held-out views, and which are not: two means, of equal weight.
+            # Which rows are of held-out views, and which of learned ones.
             ends = [0, len(views[0][1]), len(self.said)]
             self.groups = [slice(a, b) for a, b in pairwise(ends) if b > a]
             self.noise = torch.randn(self.x0.shape, generator=rng).to(self.x0)
@@ -306,8 +307,7 @@ class _Probe:
             moved = far[1] - self.far_plain
             drift = float(moved.square().mean() / self.far_plain.square().mean().clamp(min=1e-12))
         gone = [1 - loss / max(zero, 1e-12) for loss, zero in zip(losses, self.zero, strict=True)]
-        loss, fidelity = sum(losses) / len(losses), sum(gone) / len(gone)
-        return Look(step, loss, fidelity, float(torch.stack(cosines).mean()), drift, gone[-1] - gone[0])
+        return Look(step, losses[-1], gone[-1], float(torch.stack(cosines).mean()), drift, gone[-1] - gone[0])
 
     def _losses(self, pred: Tensor) -> list[float]:
         return [float((pred[rows] - self.target[rows]).square().mean()) for rows in self.groups]

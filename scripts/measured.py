@@ -1,4 +1,7 @@
-"""Write what the bench measured into every method's page, from the committed records, with a sheet of its pictures.
+"""Write what the bench measured into the documents, from the committed records.
+
+Every method's page gets its figures, and a sheet of its pictures; where a document says ``<!-- table: objects -->``
+(a folder of benchmarks/), the leaderboard of that folder follows.
 
 python scripts/measured.py            # writes the figures, and a sheet where the bench's pictures are at hand
 python scripts/measured.py --check    # only says whether the figures are those of the records; 1 if not
@@ -7,6 +10,7 @@ python scripts/measured.py --check    # only says whether the figures are those 
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +26,10 @@ BEGIN, END = "<!-- measured: written by scripts/measured.py -->", "<!-- end of m
 SHOWN = (
     "dino-i", "subject-masked", "clip-t", "object-drawn", "context-drawn", "style-drawn", "relation-drawn", "each-own",
     "prior-drift",
+)  # fmt: skip
+BOARD = (
+    "dino-i", "subject-masked", "clip-i", "clip-t", "object-drawn", "second-drawn", "relation-drawn", "each-own",
+    "bleeding", "context-drawn", "style-drawn", "copy-rate", "prior-drift",
 )  # fmt: skip
 MOST_SUBJECTS, MOST_PROMPTS, SIDE = 3, 6, 112
 
@@ -90,6 +98,27 @@ def _cell(row: Row, metric: str) -> str:
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
+def board(folder: Path) -> str:
+    """The leaderboard of a folder, task by task."""
+    rows, parts = leaderboard(read(folder)), []
+    for task in dict.fromkeys(row.task for row in rows):
+        mine = [row for row in rows if row.task == task]
+        shown = [name for name in BOARD if any(name in row.means for row in mine) and not _dull(name, task)]
+        ordered = sorted(mine, key=lambda row: -row.means["each-own" if "each-own" in row.means else "dino-i"][0])
+        parts.append(f"`{task}`\n\n{_table(ordered, shown)}\n")
+    return "\n".join(parts)
+
+
+def with_boards(text: str) -> str:
+    """A document with its leaderboards as the records have them."""
+
+    def fill(found: re.Match[str]) -> str:
+        made = board(ROOT / "benchmarks" / found[1])
+        return f"<!-- table: {found[1]} -->\n{made}<!-- end of table -->"
+
+    return re.sub(r"<!-- table: ([\w-]+) -->\n.*?<!-- end of table -->", fill, text, flags=re.DOTALL)
+
+
 def sheet(folder: Path, method: str) -> bytes | None:
     """Per subject: a photo, then the method's pictures of the first prompts; None without pictures."""
     from PIL import Image
@@ -137,13 +166,20 @@ def main() -> int:
             shown = f"\n![What {method} drew](sheets/{method}.jpg)\n" if picture.exists() else ""
             block = f"{BEGIN}\n" + "\n".join(told[method]) + shown + END
         new = head.rstrip() + "\n" + (f"\n{block}" if block else "") + rest.partition(END)[2].rstrip() + "\n"
-        new = new.rstrip() + "\n"
-        if new != text and check:
-            print(f"{page.relative_to(ROOT)} is out of date: run scripts/measured.py")
-            wrong = 1
-        elif new != text:
-            write_atomic(page, new)
+        wrong |= _keep(page, text, new.rstrip() + "\n", check)
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        wrong |= _keep(page, text, with_boards(text), check)
     return wrong
+
+
+def _keep(page: Path, old: str, new: str, check: bool) -> int:
+    """Write a page that has changed, or say that it should."""
+    if new != old and not check:
+        write_atomic(page, new)
+    elif new != old:
+        print(f"{page.relative_to(ROOT)} is out of date: run scripts/measured.py")
+    return int(check and new != old)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT) for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
-def test_the_lists_of_methods_are_those_of_the_files():
+@pytest.mark.parametrize("script", ["list_methods.py", "measured.py"])
+def test_lists_of_methods_are_those_of_the_files_and_figures_those_of_the_records(script):
     said = subprocess.run(
-        [sys.executable, ROOT / "scripts/list_methods.py", "--check"], capture_output=True, text=True, check=False
+        [sys.executable, ROOT / "scripts" / script, "--check"], capture_output=True, text=True, check=False
     )
     assert said.returncode == 0, said.stdout + said.stderr
 

@@ -111,18 +111,18 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "textual-inversion": {
             "steps": 150, "batch": 4, "lr": 1e-2, "schedule": "cosine", "class_images": 8, "vectors": 3,
         },
-        "p-plus": {"steps": 120, "batch": 4, "lr": 3e-2, "schedule": "cosine", "class_images": 8},
+        "p-plus": {"steps": 120, "batch": 4, "lr": 1e-2, "schedule": "cosine", "class_images": 8},
         "neti": {"steps": 120, "batch": 4, "lr": 1e-2, "schedule": "cosine", "class_images": 8},
         "compositional-inversion": {"steps": 120, "batch": 4, "lr": 1e-2, "schedule": "cosine", "class_images": 8},
         "gradient-free": {
             "steps": 100, "batch": 4, "lr": 1.0, "spread": 1.0, "schedule": "constant", "class_images": 8,
         },
-        "catversion": {"steps": 120, "batch": 4, "lr": 3e-2, "schedule": "cosine", "class_images": 8},
+        "catversion": {"steps": 120, "batch": 4, "lr": 1e-2, "schedule": "cosine", "class_images": 8},
         "coti": {
             "steps": 80, "batch": 4, "lr": 5e-2, "schedule": "constant", "class_images": 16, "cycles": 2,
             "checks": 2, "hidden": (128, 64), "eye": "world",
         },
-        "prospect": {"steps": 150, "batch": 4, "lr": 3e-2, "schedule": "cosine", "class_images": 8},
+        "prospect": {"steps": 150, "batch": 4, "lr": 1e-2, "schedule": "cosine", "class_images": 8},
         "dreambooth": {
             "steps": 150, "batch": 3, "lr": 7e-4, "encoder_lr": 2e-5, "schedule": "cosine", "class_images": 8,
         },

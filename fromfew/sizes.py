@@ -59,7 +59,8 @@ def parts_on(method: Learner, bb: Backbone) -> Parts:
         FromfewError: If the method cannot say it without numbers, such as weights that nobody trained.
     """
     from fromfew.fit import generator
-    from fromfew.method import Encoded, Tuned
+    from fromfew.method import Tuned
+    from fromfew.pretrained import Encoded
     from fromfew.testing.contract import few_photos
 
     me: Any = method.resolved(bb)

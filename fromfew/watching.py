@@ -107,8 +107,8 @@ class Watcher:
     Args:
         bb: The backbone, nothing attached.
         refs: Photos that are not learned from (see `split`).
-        learned: Photos that are. Where they are given, fidelity is that to them, and how much worse the others are known
-            is told beside it: in a few hundred steps the loss on one held-out view rises long before pictures get worse.
+        learned: Photos that are. Where they are given, fidelity is that to them, and how much worse the others are
+            known is told beside it: the loss on one held-out view rises long before pictures get worse.
         rule: "front" keeps the highest fidelity times alignment and stops after ``patience`` looks without a
             gain; "loss" is DVAR: it stops once the loss on fixed noise has settled, and keeps the lowest.
         inner: Called as well, with what was seen as its note.

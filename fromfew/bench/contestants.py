@@ -225,7 +225,7 @@ class Method(Contestant):
 
     def weights(self, bb: Backbone) -> str | None:
         """Of what was trained beforehand: the beginning of its file's hash."""
-        from fromfew.method import Pretrained
+        from fromfew.pretrained import Pretrained
 
         me = self.learner.resolved(bb)
         file = me.file(bb) if isinstance(me, Pretrained) else None

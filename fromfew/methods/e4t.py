@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from fromfew.method import Pretrained
+from fromfew.pretrained import Pretrained
 from fromfew.word_tuned import WordTuned
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from fromfew.method import Pretrained, Tuned
+from fromfew.method import Tuned
+from fromfew.pretrained import Pretrained
 
 if TYPE_CHECKING:
     from torch import Generator, nn

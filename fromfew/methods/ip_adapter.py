@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fromfew.errors import FromfewError
-from fromfew.method import Encoded
+from fromfew.pretrained import Encoded
 
 if TYPE_CHECKING:
     from torch import Generator, nn

@@ -83,9 +83,10 @@ def train_adapter(  # noqa: PLR0913 - a stage's own knobs
     """
     from fromfew.backbones.open import open_backbone
     from fromfew.fit import fit
-    from fromfew.method import Pretrained, find
+    from fromfew.method import find
     from fromfew.ports.part import Parts
     from fromfew.pretrain.cli import adapters
+    from fromfew.pretrained import Pretrained
 
     kind = find(name)
     if not issubclass(kind, Pretrained):

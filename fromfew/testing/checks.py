@@ -14,7 +14,8 @@ import torch
 from fromfew.concept import Concept
 from fromfew.errors import FromfewError
 from fromfew.guidance import CFG
-from fromfew.method import Encoded, Free, Tuned
+from fromfew.method import Free, Tuned
+from fromfew.pretrained import Encoded
 from fromfew.testing.contract import PROMPT, SHOWN, Bench, predict
 from fromfew.testing.learning_checks import (
     a_killed_run_resumes_with_the_same_bits,

@@ -24,8 +24,9 @@ from torch import Tensor
 from fromfew.backbones.base import Backbone
 from fromfew.concept import Concept
 from fromfew.make import make
-from fromfew.method import Learner, Pretrained, Tuned
+from fromfew.method import Learner, Tuned
 from fromfew.ports.part import Part, Parts
+from fromfew.pretrained import Pretrained
 from fromfew.references import References
 from fromfew.rows import Rows
 from fromfew.testing.eye import tiny_eye

@@ -5,10 +5,11 @@ import torch
 
 from fromfew.errors import FromfewError
 from fromfew.io.tensors import read_tensors
-from fromfew.method import Pretrained, cards, find
+from fromfew.method import cards, find
 from fromfew.pretrain import adapter
 from fromfew.pretrain.adapter import PairSource, train_adapter
 from fromfew.pretrain.cli import adapters, parser
+from fromfew.pretrained import Pretrained
 from fromfew.testing.eye import tiny_eye
 from fromfew.testing.tiny import tiny
 

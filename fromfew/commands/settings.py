@@ -52,7 +52,7 @@ def _classes(tree: ast.Module) -> dict[str, ast.ClassDef]:
 
 def _bases() -> dict[str, ast.ClassDef]:
     """What methods build on: the classes of method.py, weight_tuned.py and word_tuned.py."""
-    files = (Path(__file__).parents[1] / name for name in ("method.py", "weight_tuned.py", "word_tuned.py"))
+    files = (Path(__file__).parents[1] / name for name in ("method.py", "pretrained.py", "weight_tuned.py", "word_tuned.py"))
     return {k: v for file in files for k, v in _classes(ast.parse(file.read_text(encoding="utf-8"))).items()}
 
 

@@ -16,6 +16,7 @@ from fromfew.registry import METHODS, Shelf
 
 __all__ = ["Setting", "add_settings", "chosen", "method_doc", "settings_of"]
 
+_SHARED = ("method", "pretrained", "weight_tuned", "word_tuned")
 _KIND = re.compile(r"^(bool|int|float|str|Literal\[.*\]|tuple\[.*\])$")
 
 
@@ -51,8 +52,8 @@ def _classes(tree: ast.Module) -> dict[str, ast.ClassDef]:
 
 
 def _bases() -> dict[str, ast.ClassDef]:
-    """What methods build on: the classes of method.py, weight_tuned.py and word_tuned.py."""
-    files = (Path(__file__).parents[1] / name for name in ("method.py", "pretrained.py", "weight_tuned.py", "word_tuned.py"))
+    """What methods build on: the classes of these files."""
+    files = (Path(__file__).parents[1] / f"{name}.py" for name in _SHARED)
     return {k: v for file in files for k, v in _classes(ast.parse(file.read_text(encoding="utf-8"))).items()}
 
 

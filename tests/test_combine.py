@@ -178,8 +178,8 @@ def moments(bb, one, path, prompt):
 def test_fusing_one_concept_is_that_concept_and_two_leave_less_than_their_mean(bb):
     """Card 10: relative residual below 1e-3 for one; below that of the weight average for two, everywhere."""
     one, other = concept(bb, "<a>", "cat", 1, where=ALL), concept(bb, "<b>", "dog", 2, where=ALL)
-    alone = combine([one], method="gradient-fusion", base=bb, drawing=2)
-    both = combine([one, other], method="gradient-fusion", base=bb, drawing=2)
+    alone = combine([one], method="gradient-fusion", base=bb, drawing=2, ridge=0.0)
+    both = combine([one, other], method="gradient-fusion", base=bb, drawing=2, ridge=0.0)
     paths = [path for path in deltas([one]) if "attn1" in path]
     assert paths
     for path in paths:
@@ -209,10 +209,23 @@ def test_closed_form_and_descent_answer_alike():
     assert float((change @ never.T).abs().max()) < 1e-8
 
 
+def test_a_ridge_keeps_changes_small_where_concepts_hardly_differ_and_both_solvers_heed_it():
+    rng = torch.Generator().manual_seed(1)
+    x = torch.randn(3, 6, generator=rng).double()
+    xs = [x, x + 1e-3 * torch.randn(3, 6, generator=rng).double()]  # two words that are nearly one
+    wanted = [torch.randn(4, 6, generator=rng).double() for _ in range(2)]
+    grams = [one.T @ one for one in xs]
+    free, held = fused(wanted, grams), fused(wanted, grams, 0.01)
+    assert float(free.norm()) > 20 * float(held.norm())
+    mean = torch.stack(wanted).mean(0)
+    assert torch.allclose(held @ x.T, mean @ x.T, atol=0.1), "what both are asked alike is answered by their mean"
+    assert torch.allclose(descended(wanted, grams, 500, 0.01), held, atol=1e-4)
+
+
 def test_fusion_by_descent_is_an_option(bb, two):
-    how = {"solver": "lbfgs", "iterations": 60, "drawing": 2}
+    how = {"solver": "lbfgs", "iterations": 60, "drawing": 2, "ridge": 0.0}
     one = combine(two, method="gradient-fusion", base=bb, **how)
-    closed = combine(two, method="gradient-fusion", base=bb, drawing=2)
+    closed = combine(two, method="gradient-fusion", base=bb, drawing=2, ridge=0.0)
     fusion, path = COMBINERS.find("gradient-fusion")(), deltas(two)[0]
     with torch.no_grad():
         grams = [fusion._moments(bb, c, [path], _read_words, {}, 0)[path] for c in two]

@@ -31,15 +31,17 @@ CARD = {
 
 @dataclass(frozen=True, kw_only=True)
 class GradientFusion(Combiner):
-    """For every weight: ``min_W sum_i ‖W X_i - (W0 + ΔW_i) X_i‖²_F``, beginning at W0.
+    """For every weight: ``min_W sum_i ‖W X_i - (W0 + ΔW_i) X_i‖²_F + ridge · m ‖W - W0‖²``, beginning at W0.
 
     ``X_i`` is what the map is given while concept i alone is used: prompts of it for text encoders, its words' features
-    (as the fused text encoder makes them) for the maps that read text, a short drawing of it for all others. The least
-    change that solves it is ``W - W0 = (sum_i ΔW_i G_i)(sum_i G_i)⁺`` with ``G_i = X_i X_iᵀ``; ``solver="lbfgs"``
-    descends to it as the paper does.
+    (as the fused text encoder makes them) for the maps that read text, a short drawing of it for all others. It is
+    solved by ``W - W0 = (sum_i ΔW_i G_i)(sum_i G_i + ridge · m)⁻¹`` with ``G_i = X_i X_iᵀ`` and ``m`` the mean of the
+    diagonal of their sum; ``solver="lbfgs"`` descends to it as the paper does.
 
-    Departs from the paper: the closed form is the default, only the features' second moments are kept, and what is no
-    linear map (convolutions, biases, norms) becomes the mean of the changes.
+    Departs from the paper: the closed form is the default, only the features' second moments are kept, what is no
+    linear map (convolutions, biases, norms) becomes the mean of the changes, and ``ridge`` holds the weights near the
+    base, which the paper leaves to stopping early: two concepts' words differ little, and without it large changes
+    answer to that difference.
 
     >>> GradientFusion(solver="lbfgs").iterations
     500
@@ -49,6 +51,8 @@ class GradientFusion(Combiner):
     """Closed form, or LBFGS from the base's weights."""
     iterations: int = 500
     """Most iterations of LBFGS a weight."""
+    ridge: float = 0.01
+    """Weight of staying near the base, as a share of the features' own; 0 is the least change that answers best."""
     drawing: int = 20
     """Sampling steps of the drawing of each concept."""
 
@@ -59,7 +63,7 @@ class GradientFusion(Combiner):
             FromfewError: Naming the setting.
         """
         super().__post_init__()
-        self.within(iterations=(1, inf), drawing=(1, inf))
+        self.within(iterations=(1, inf), drawing=(1, inf), ridge=(0, inf))
 
     def join(
         self, bb: Backbone, concepts: Sequence[Concept], *, seed: int, watch: Watch | None, work: Path | None
@@ -95,8 +99,8 @@ class GradientFusion(Combiner):
         each = [delta_at(bb, one, path) for one in concepts]
         wanted = [base.new_zeros(base.shape).double() if one is None else one.double() for one in each]
         if self.solver == "closed":
-            return fused(wanted, grams).float()
-        return descended(wanted, grams, self.iterations).float()
+            return fused(wanted, grams, self.ridge).float()
+        return descended(wanted, grams, self.iterations, self.ridge).float()
 
     def _moments(
         self, bb: Backbone, concept: Concept, paths: Sequence[str], record: Callable[..., None],
@@ -114,18 +118,22 @@ class GradientFusion(Combiner):
         return found
 
 
-def fused(wanted: Sequence[Tensor], grams: Sequence[Tensor]) -> Tensor:
-    """``(sum_i ΔW_i G_i)(sum_i G_i)⁺``: the least change that answers best.
+def fused(wanted: Sequence[Tensor], grams: Sequence[Tensor], ridge: float = 0.0) -> Tensor:
+    """``(sum_i ΔW_i G_i)(sum_i G_i + ridge · m)⁻¹``: the change that answers best while it stays small.
 
     Args:
         wanted: ``[out, in]`` each concept's own change.
         grams: ``[in, in]`` second moments of what the map is given for it.
+        ridge: weight of staying small, as a share of ``m``, the mean of the diagonal; 0 takes the pseudo-inverse.
     """
     import torch
 
     total = torch.stack(list(grams)).sum(0)
     answer = torch.stack([delta @ gram for delta, gram in zip(wanted, grams, strict=True)]).sum(0)
-    return answer @ torch.linalg.pinv(total, hermitian=True, rtol=1e-10)
+    if not ridge:
+        return answer @ torch.linalg.pinv(total, hermitian=True, rtol=1e-10)
+    mean = total.diagonal().mean().clamp_min(1e-12)
+    return torch.linalg.solve(total + ridge * mean * torch.eye(len(total)).to(total), answer.T).T
 
 
 def left(change: Tensor, wanted: Sequence[Tensor], grams: Sequence[Tensor]) -> Tensor:
@@ -137,7 +145,7 @@ def left(change: Tensor, wanted: Sequence[Tensor], grams: Sequence[Tensor]) -> T
     ).sum()
 
 
-def descended(wanted: Sequence[Tensor], grams: Sequence[Tensor], iterations: int) -> Tensor:
+def descended(wanted: Sequence[Tensor], grams: Sequence[Tensor], iterations: int, ridge: float = 0.0) -> Tensor:
     """The same by LBFGS from no change at all."""
     import torch
 
@@ -151,7 +159,7 @@ def descended(wanted: Sequence[Tensor], grams: Sequence[Tensor], iterations: int
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = left(change, wanted, scaled)
+        loss = left(change, wanted, scaled) + ridge * change.square().sum()
         loss.backward()
         return loss
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fromfew.bench.records import alone
+from fromfew.bench.records import alone, key_of
 from fromfew.bench.task import Single, Subject
 from fromfew.errors import FromfewError, unknown
 
@@ -271,7 +271,8 @@ class Method(Contestant):
             for i, part in parts
         ]
         if self.combiner is not None:
-            home = folder / f"{'-'.join(_file(part.name) for _, part in parts)}-{self.join}-{seed}"
+            how = f"{self.join}-{key_of(self.combiner.settings())[:6]}"
+            home = folder / f"{'-'.join(_file(part.name) for _, part in parts)}-{how}-{seed}"
             concepts = [self._joined(bb, concepts, home, seed, watch)]
         return Drawer(bb, concepts, self.options, self.regions)
 

@@ -92,6 +92,8 @@ class Plan:
             "prompts": [[prompt.say, prompt.plain] for prompt in subject.prompts],
             "options": dict(self.options),
         }
+        if (combiner := getattr(one, "combiner", None)) is not None:
+            drawn["combiner"] = combiner.settings()
         if getattr(one, "regions", None):
             drawn["regions"] = [prompt.alone for prompt in subject.prompts]
         scored = {**drawn, "subject": subject.name, "seed": seed, "metrics": self.suites[task.suite].about()}

@@ -159,3 +159,17 @@ def test_a_method_that_needs_masks_gets_them_and_others_do_not():
     given = {name: contestant(name, {}, {}).refs(part, "<v>") for name in ("break-a-scene", "lora")}
     assert all(photo.mask is not None for photo in given["break-a-scene"].photos)
     assert all(photo.mask is None for photo in given["lora"].photos)
+
+
+def test_a_combiner_with_other_settings_is_another_contestant(plan, monkeypatch):
+    def keys():
+        order = plan(methods=("textual-inversion", "lora+gradient-fusion"), task="world/pairs", subjects=1, prompts=1)
+        return {cell.contestant.name: cell.key for cell in order.cells()}
+
+    before = keys()
+    usual = contestant("lora+gradient-fusion", {}, {}).combiner
+    assert usual.ridge == 0.01
+    monkeypatch.setattr(type(usual), "settings", lambda self: {"ridge": 0.5})
+    after = keys()
+    assert before["textual-inversion"] == after["textual-inversion"]
+    assert before["lora+gradient-fusion"] != after["lora+gradient-fusion"]

@@ -2,8 +2,8 @@
 
 A method's setting that is ``None`` takes its value here: from the base's own table if there is one, else from
 ``default``. The defaults follow the papers' practice on Stable Diffusion. The table of ``world``, the small
-embedded base, was chosen by measurement for textual-inversion, dreambooth, lora and custom-diffusion; the others'
-are first guesses.
+embedded base, was chosen by measurement for textual-inversion, dreambooth, lora, custom-diffusion, style-aligned, p-plus
+and break-a-scene (among two or three); the others' are first guesses.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "break-a-scene": {
             "steps": 800, "batch": 1, "lr": 2e-6, "word_lr": 5e-4, "schedule": "constant", "class_images": 100,
-            "low_rank": 0,
+            "low_rank": 0, "encoder": True,
         },
         "disenbooth": {
             "steps": 2000, "batch": 1, "lr": 1e-4, "word_lr": 1e-4, "image_lr": 1e-4, "schedule": "constant",
@@ -174,8 +174,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "eye": "world", "inner": (16, 8),
         },
         "break-a-scene": {
-            "steps": 400, "batch": 4, "lr": 1e-3, "word_lr": 5e-2, "schedule": "cosine", "class_images": 8,
-            "low_rank": 0,
+            "steps": 200, "batch": 4, "lr": 3e-3, "word_lr": 1e-2, "schedule": "cosine", "class_images": 8,
+            "low_rank": 16, "encoder": False,
         },
         "disenbooth": {
             "steps": 120, "batch": 4, "lr": 5e-3, "word_lr": 3e-2, "image_lr": 3e-3, "schedule": "cosine",

@@ -33,7 +33,7 @@ def scores(bb, refs, concepts, word):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["lora", "textual-inversion", "custom-diffusion", "dreambooth", "ip-adapter"])
+@pytest.mark.parametrize("method", ["lora", "textual-inversion", "custom-diffusion", "dreambooth", "ip-adapter", "e4t"])
 def test_a_method_beats_the_untouched_base_on_held_out_subjects(bb, method):
     gained, lost = [], []
     for subject in SUBJECTS:

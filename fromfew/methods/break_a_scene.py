@@ -56,8 +56,8 @@ class BreakAScene(WordTuned):
     """Share of the steps in which the words learn alone, 0 to 0.95."""
     word_lr: float | None = None
     """Learning rate of the words in the first stage; chosen for the base if left open."""
-    encoder: bool = True
-    """Whether the text encoders learn in the second stage too."""
+    encoder: bool | None = None
+    """Whether the text encoders learn in the second stage too; chosen for the base if left open."""
     low_rank: int | None = None
     """Width of a low-rank change instead of a full one; 0 is full (the paper); chosen for the base if open."""
 

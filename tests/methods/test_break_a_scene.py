@@ -84,7 +84,7 @@ def test_without_a_mask_it_is_refused_before_any_work():
 
 def states(bb, refs, **settings):
     """Parts before, after the first stage, and after all."""
-    method = find("break-a-scene")(**{**QUICK, **settings})
+    method = find("break-a-scene")(**{**QUICK, "encoder": True, **settings})
     parts = method.parts(bb, refs, generator(0))
     seen = [{name: value.clone() for name, value in parts.state_dict().items()}]
     stages = list(method.stages(bb, refs, parts))

@@ -2,8 +2,8 @@
 
 A method's setting that is ``None`` takes its value here: from the base's own table if there is one, else from
 ``default``. The defaults follow the papers' practice on Stable Diffusion. The table of ``world``, the small
-embedded base, was chosen by measurement for textual-inversion, dreambooth, lora, custom-diffusion, style-aligned, p-plus
-and break-a-scene (among two or three); the others' are first guesses.
+embedded base, was chosen by measurement for textual-inversion, dreambooth, lora, custom-diffusion, style-aligned,
+p-plus and break-a-scene (among two or three); the others' are first guesses.
 """
 
 from __future__ import annotations

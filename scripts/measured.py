@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fromfew.bench.gallery import Gallery
 from fromfew.bench.records import current, read
 from fromfew.bench.tables import COLUMNS, CONTROL_NAMES, Row, leaderboard
 from fromfew.io.files import write_atomic
@@ -53,8 +54,8 @@ def cells_of(folder: Path) -> list[dict[str, Any]]:
 
 def figures(folder: Path) -> dict[str, str]:
     """By method, its part of the page: one table of this folder."""
-    records = read(folder)
-    cells, rows = cells_of(folder), leaderboard(records)
+    cells = cells_of(folder)
+    rows = leaderboard(cells)
     told: dict[str, str] = {}
     for task in dict.fromkeys(row.task for row in rows):
         mine = [row for row in rows if row.task == task]
@@ -100,7 +101,7 @@ def _cell(row: Row, metric: str) -> str:
 
 def board(folder: Path) -> str:
     """The leaderboard of a folder, task by task."""
-    rows, parts = leaderboard(read(folder)), []
+    rows, parts = leaderboard(cells_of(folder)), []
     for task in dict.fromkeys(row.task for row in rows):
         mine = [row for row in rows if row.task == task]
         shown = [name for name in BOARD if any(name in row.means for row in mine) and not _dull(name, task)]
@@ -129,11 +130,12 @@ def sheet(folder: Path, method: str) -> bytes | None:
     photos = {one["subject"]: one for one in cells if one["method"] == "paste"}
     rows = []
     own = [one for one in cells if base_name(one["method"]) == method and one["seed"] == 0]
-    for cell in own[:MOST_SUBJECTS]:
-        files = [(folder / "pictures" / cell["pictures"] / f"{i * cell['images']:05d}.webp", said)
-                 for i, said in enumerate(cell["prompts"][:MOST_PROMPTS])]  # fmt: skip
+    # Variants are in the table; a sheet whose rows are of several would not say which is which.
+    for cell in [one for one in own if one["method"] == own[0]["method"]][:MOST_SUBJECTS]:
+        mine = Gallery(folder / "pictures" / cell["pictures"])
+        files = [(mine.path(i * cell["images"]), said) for i, said in enumerate(cell["prompts"][:MOST_PROMPTS])]
         if photo := photos.get(cell["subject"]):
-            first = folder / "pictures" / photo["pictures"] / "00000.webp"
+            first = Gallery(folder / "pictures" / photo["pictures"]).path(0)
             files.insert(0, (first, f"a photo: {cell['subject']}"))
         if not all(file.exists() for file, _ in files):
             return None

@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -302,10 +301,11 @@ def case_of(cell: Cell, images: Tensor) -> Case:
     subject, side = cell.subject, images.shape[-1]
     sets = [pictures_of(part.load("<v>"), side) for part in subject.parts]
     photos, masks = _joined(sets)
+    kept = [pictures_of(part.held(), side) if part.held is not None else None for part in subject.parts]
+    helds = [one for one in kept if one is not None]
     # Photos that show several things say nothing about one of them; those of it alone do.
-    by_itself = [part.held if part.shared and part.held else partial(part.load, "<v>") for part in subject.parts]
-    alone = [pictures_of(load(), side)[0] for load in by_itself]
-    helds = [pictures_of(part.held(), side) for part in subject.parts if part.held is not None]
+    of_each = zip(subject.parts, sets, kept, strict=True)
+    alone = [(held if part.shared and held is not None else shown)[0] for part, shown, held in of_each]
     order = [one.prompt for one in cell.wanted()]
     said = [prompt.without(subject.nouns) for prompt in subject.prompts]
     wants = [prompt.want for prompt in subject.prompts]

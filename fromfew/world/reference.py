@@ -1,6 +1,9 @@
 """Reference pictures of held-out subjects: what a person would hand over, drawn by the world."""
 
+import hashlib
+
 import numpy as np
+from PIL.Image import Image
 
 from fromfew.errors import FromfewError, unknown
 from fromfew.references import Reference, References, Role
@@ -60,8 +63,6 @@ def together(
     Raises:
         FromfewError: one of them is no held-out object, or ``n`` is out of range.
     """
-    import hashlib
-
     for subject in (one, other):
         if subject not in names(HELD_OUT):
             raise unknown("held-out object", subject, list(names(HELD_OUT)))
@@ -73,21 +74,20 @@ def together(
     scenes = zip(contexts, relations, strict=True)
     drawn = [draw(Scene((Item(one), Item(other)), where, relation=how), rng) for where, how in scenes]
     nouns = noun_of(one), noun_of(other)
-    told: list[References] = []
-    for nth, placeholder in enumerate(placeholders):
-        photos = tuple(
-            Reference(
-                image=each.picture,
-                mask=each.mask(nth),
-                caption=f"{article(nouns[0])} {RELATIONS[str(each.scene.relation)]} {article(nouns[1])} "
-                f"{CONTEXTS[each.scene.context]}",
-                path=None,
-                sha256=hashlib.sha256(each.picture.tobytes()).hexdigest(),
-            )
-            for each in drawn
-        )
-        told.append(References(photos=photos, noun=nouns[nth], role="subject", placeholder=placeholder))
-    return told[0], told[1]
+    said = [f"{article(nouns[0])} {RELATIONS[how]} {article(nouns[1])} {CONTEXTS[where]}"
+            for where, how in zip(contexts, relations, strict=True)]  # fmt: skip
+
+    def of(nth: int) -> References:
+        photos = tuple(_photo(each, each.mask(nth), text) for each, text in zip(drawn, said, strict=True))
+        return References(photos=photos, noun=nouns[nth], role="subject", placeholder=placeholders[nth])
+
+    return of(0), of(1)
+
+
+def _photo(drawn: Drawn, mask: Image | None, caption: str | None) -> Reference:
+    """A drawn picture as a reference that lies in no file."""
+    sha = hashlib.sha256(drawn.picture.tobytes()).hexdigest()
+    return Reference(image=drawn.picture, mask=mask, caption=caption, path=None, sha256=sha)
 
 
 def references(
@@ -109,18 +109,10 @@ def references(
         masks: also give exact masks.
         captions: also say where the subject is (see `said_of`).
     """
-    import hashlib
-
     if subject not in subjects() and not subject.startswith("face-"):
         raise unknown("held-out subject", subject, subjects())
     photos = tuple(
-        Reference(
-            image=one.picture,
-            mask=one.mask() if masks else None,
-            caption=said_of(subject, one) if captions else None,
-            path=None,
-            sha256=hashlib.sha256(one.picture.tobytes()).hexdigest(),
-        )
+        _photo(one, one.mask() if masks else None, said_of(subject, one) if captions else None)
         for one in views(subject, n=n, seed=seed)
     )
     role: Role = "style" if subject in HELD_OUT_STYLES else "face" if subject.startswith("face-") else "subject"

@@ -145,6 +145,8 @@ class Tuned(Learner):
     """Whether the noun follows the word in templates, as in "a <v> cat"."""
     zoom: tuple[float, float] = (1.0, 1.25)
     """Least and greatest zoom of the views taken of every photo."""
+    flip: bool = True
+    """Whether half the views are mirrored; faces never are. It costs a thing that always faces one way its shape."""
     views: int = 16
     """How many views of every photo are used; 0 draws a new one every time."""
 
@@ -284,6 +286,7 @@ class Tuned(Learner):
             size=bb.default_size,
             batch=batch,
             noun=self.noun,
+            flip=None if self.flip else False,
             zoom=self.zoom,
             templates=bb.defaults.templates,
             captions=self.captions,

@@ -127,7 +127,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "steps": 150, "batch": 3, "lr": 7e-4, "encoder_lr": 2e-5, "schedule": "cosine", "class_images": 8,
         },
         "lora": {
-            "steps": 200, "batch": 4, "lr": 5e-3, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
+            "steps": 150, "batch": 4, "lr": 5e-3, "encoder_lr": 2e-2, "schedule": "cosine", "class_images": 8,
             "rank": 32, "targets": ("all",),
         },
         "custom-diffusion": {

@@ -26,6 +26,8 @@ class WeightTuned(Tuned):
 
     modifier: Literal["word", "rare", "text"] = "rare"
     """What stands for the subject in prompts: a learned word, a rare token, or plain text (see text)."""
+    flip: bool = False
+    """Whether half the views are mirrored; faces never are. It costs a thing that always faces one way its shape."""
     targets: tuple[str, ...] | None = None
     """Which maps of the denoiser: attention, mlp, all, conv, or roles such as text.key; chosen for the base if open."""
     encoder: bool = False

@@ -52,6 +52,8 @@ class DreamBooth(Tuned):
     """What stands for the subject in prompts: a learned word, a rare token, or plain text (see text)."""
     prior: float = 1.0
     """Weight of pictures of the plain noun, which keep its meaning; 0 leaves them out."""
+    flip: bool = False
+    """Whether half the views are mirrored; faces never are. It costs a thing that always faces one way its shape."""
     encoder: bool = False
     """Whether the text encoders learn as well: better for faces, worse for obedience."""
     encoder_lr: float | None = None

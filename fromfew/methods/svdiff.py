@@ -51,6 +51,8 @@ class SVDiff(Tuned):
     """What stands for the subject in prompts: a learned word, a rare token, or plain text (see text)."""
     prior: float = 1.0
     """Weight of pictures of the plain noun, which keep its meaning; 0 leaves them out."""
+    flip: bool = False
+    """Whether half the views are mirrored; faces never are. It costs a thing that always faces one way its shape."""
     thin_lr: float | None = None
     """Learning rate of the norms' weights; chosen for the base if left open."""
     encoder_lr: float | None = None

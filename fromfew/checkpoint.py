@@ -36,6 +36,7 @@ class Kept:
         finished: Whether the stage has ended, be it before its last step.
         told: What the watch remembers, as plain JSON.
         seen: Tensors that the watch remembers.
+        falls: The step at which the rates began to fall, and over how many, if the watch let them.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -43,6 +44,7 @@ class Kept:
     finished: bool = False
     told: Mapping[str, Any] | None = None
     seen: Mapping[str, Tensor] = field(default_factory=dict)
+    falls: tuple[int, int] | None = None
 
 
 def save_state(
@@ -63,8 +65,8 @@ def save_state(
         for key, value in (optimiser.state.get(parameter, {}) if optimiser else {}).items():
             tensors[f"{key}/{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
     tensors |= {f"{_MEMORY}{name}": value for name, value in kept.seen.items()}
-    about = {"seconds": kept.seconds, "finished": kept.finished, "told": kept.told}
-    write_tensors(path, tensors, {"mark": _hash(modules, mark), "format": "2", "about": json.dumps(about)})
+    about = {"seconds": kept.seconds, "finished": kept.finished, "told": kept.told, "falls": kept.falls}
+    write_tensors(path, tensors, {"mark": _hash(modules, mark), "format": "3", "about": json.dumps(about)})
 
 
 def load_state(path: Path, modules: Sequence[nn.Module], optimiser: Remembered | None, mark: str) -> Kept:
@@ -74,7 +76,7 @@ def load_state(path: Path, modules: Sequence[nn.Module], optimiser: Remembered |
         FromfewError: If the file is damaged or belongs to another run.
     """
     metadata = read_header(path).metadata
-    if metadata.get("format") != "2" or metadata.get("mark") != _hash(modules, mark):
+    if metadata.get("format") != "3" or metadata.get("mark") != _hash(modules, mark):
         raise FromfewError(
             f"'{path}' keeps the state of another run (other photos, settings, seed or base). "
             "Remove it, or work in another folder."
@@ -90,7 +92,8 @@ def load_state(path: Path, modules: Sequence[nn.Module], optimiser: Remembered |
             moved = {key: value if value.dim() == 0 else value.to(parameter.device) for key, value in state.items()}
             optimiser.state[parameter] = moved
     seen = {name.removeprefix(_MEMORY): value for name, value in tensors.items() if name.startswith(_MEMORY)}
-    return Kept(tensors["losses"].tolist(), about["seconds"], about["finished"], about["told"], seen)
+    falls = tuple(about["falls"]) if about["falls"] else None
+    return Kept(tensors["losses"].tolist(), about["seconds"], about["finished"], about["told"], seen, falls)
 
 
 def _named(modules: Sequence[nn.Module]) -> Iterator[tuple[str, Tensor]]:

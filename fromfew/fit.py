@@ -26,11 +26,23 @@ if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone, Text
     from fromfew.data import Batch, Source
 
-__all__ = ["History", "Remembering", "Stage", "Step", "Term", "Watch", "fit", "generator", "look"]
+__all__ = ["Fall", "History", "Remembering", "Stage", "Step", "Term", "Watch", "fit", "generator", "look"]
 
 _KEPT_TEXTS = 4096
 Watch = Callable[..., object]
-"""Called after every step with (steps done, steps in all, a note such as "loss 0.123"); "stop" ends the stage."""
+"""Called after every step with (steps done, steps in all, a note such as "loss 0.123"). "stop" ends the stage; a `Fall`
+lets its rates fall first."""
+
+
+@dataclass(frozen=True)
+class Fall:
+    """What a watch returns for rates to fall along a line to 0: over so many further steps, which are the last ones.
+
+    A level rate leaves what is learned noisy; a short fall takes the noise away whenever it begins, so that the length
+    of a run need not be known at its start (arXiv:2405.18392).
+    """
+
+    steps: int
 
 
 @runtime_checkable
@@ -190,14 +202,16 @@ def fit(
 
 def _run(loop: _Loop, keeper: _Keeper, watch: Watch | None) -> None:
     """All steps that are left, or as many as ``watch`` wants."""
-    history, steps = keeper.history, loop.stage.steps
-    for step in range(history.resumed, steps):
+    history = keeper.history
+    while (step := len(history.losses)) < loop.last:
         history.losses.append(loop.step(step))
         # A memory that was interrupted while it changed is as torn as an update.
         loop.torn = isinstance(watch, Remembering)
-        stop = watch is not None and watch(step + 1, steps, f"loss {history.losses[-1]:.3f}") == "stop"
+        told = watch(step + 1, loop.last, f"loss {history.losses[-1]:.3f}") if watch is not None else None
+        if isinstance(told, Fall):
+            loop.falls = (step + 1, min(told.steps, loop.last - step - 1))
         loop.torn = False
-        if stop:
+        if told == "stop":
             return
         keeper.keep_if_due()
 
@@ -211,6 +225,7 @@ class _Keeper:
         kept = Kept()
         if file is not None and file.exists():
             kept = load_state(file, loop.modules, loop.evolution or loop.optimiser, loop.mark)
+            loop.falls = kept.falls
         self.finished = kept.finished
         self.history = History(kept.losses, kept.seconds, len(kept.losses))
         self.began, self.written = time.monotonic() - kept.seconds, time.monotonic()
@@ -223,7 +238,8 @@ class _Keeper:
         if self.file is None or self.loop.torn:
             return
         told, seen = self.watch.memory() if self.watch is not None else (None, dict[str, Tensor]())
-        kept = Kept(self.history.losses, self.history.seconds, finished, told, {} if finished else seen)
+        falls = self.loop.falls
+        kept = Kept(self.history.losses, self.history.seconds, finished, told, {} if finished else seen, falls)
         # Of a stage that has ended nothing but its result is needed.
         optimiser = None if finished else self.loop.evolution or self.loop.optimiser
         save_state(self.file, self.loop.modules, optimiser, self.loop.mark, kept)
@@ -263,6 +279,7 @@ class _Loop:
         self.optimiser = kind(groups) if groups else None
         self.evolution = None if stage.search is None else Evolution(stage.search, seed)
         self.torn = False  # whether an update was begun whose loss is not yet noted
+        self.falls: tuple[int, int] | None = None  # the step at which the rates began to fall, and over how many
         self.now: Step | None = None
         self.latents: dict[Hashable, Tensor] = {}
         self.texts: dict[str, Text] = {}
@@ -283,6 +300,11 @@ class _Loop:
         for module in self.modules:
             module.requires_grad_(False)
             module.eval()
+
+    @property
+    def last(self) -> int:
+        """After how many steps the stage ends."""
+        return self.stage.steps if self.falls is None else sum(self.falls)
 
     def step(self, step: int) -> float:
         """One optimiser step; its loss."""
@@ -324,8 +346,11 @@ class _Loop:
         stage = self.stage
         rise = min(1.0, (step + 1) / (stage.warmup + 1))
         done = step / stage.steps
-        fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
-        return rise * fall[stage.schedule]
+        fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[stage.schedule]
+        if self.falls is not None:
+            begun, over = self.falls
+            fall *= 1 - (step - begun + 1) / (over + 1)
+        return rise * fall
 
     def loss(self, step: int) -> Tensor:
         """The weighted sum of the terms at this step."""

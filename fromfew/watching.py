@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from fromfew.errors import FromfewError, unknown
+from fromfew.fit import Fall
 from fromfew.ports.part import Part, attached
 from fromfew.rows import Rows
 
@@ -115,6 +116,8 @@ class Watcher:
         every: Steps between two looks; a twentieth of the steps, at least 10, if left out.
         patience: Looks without a gain of ``gain``.
         gain: Smallest relative gain that counts.
+        fall: When the rule has spoken (or so that it ends with the steps), the rates fall to 0 over this share of the
+            steps done so far (see `fromfew.fit.Fall`); 0 stops at once.
         window: Looks in DVAR's window.
         ratio: DVAR's threshold.
         seed: Of the fixed noise.
@@ -134,6 +137,7 @@ class Watcher:
         every: int | None = None,
         patience: int = 3,
         gain: float = 0.05,
+        fall: float = 0.25,
         window: int = 6,
         ratio: float = 0.15,
         seed: int = 0,
@@ -143,7 +147,8 @@ class Watcher:
         if attached(bb):
             raise FromfewError("Something is attached to the base already; watching begins on the base alone.")
         self.bb, self.rule, self.inner, self.every = bb, rule, inner, every
-        self.patience, self.gain, self.window, self.ratio = patience, gain, window, ratio
+        self.patience, self.gain, self.fall, self.window, self.ratio = patience, gain, fall, window, ratio
+        self.pace = self.end = 0  # steps between looks, and the last one, once they are known
         self.looks: list[Look] = []
         self.best: Look | None = None
         self.kept: list[dict[str, Tensor]] = []
@@ -161,28 +166,38 @@ class Watcher:
         one = self.best
         told = f"fidelity {one.fidelity:.3f}, alignment {one.alignment:.3f}, drift {one.drift:.3f}, gap {one.gap:.3f}"
         what = "highest fidelity times alignment" if self.rule == "front" else "lowest loss on fixed noise"
-        return f"Kept the state after step {self.best.step} ({what}: {told}); {self.why or 'all steps were done'}."
+        why = self.why or "all steps were done"
+        fell = f", and the rates fell to 0 up to step {self.end}" if self.end else ""
+        return f"Kept the state after step {self.best.step} ({what}: {told}); {why}{fell}."
 
-    def __call__(self, done: int, total: int, note: str = "") -> str | None:
-        """Look if it is time; returns ``"stop"`` when the stage should end."""
-        every = self.every or max(10, total // 20)
+    def __call__(self, done: int, total: int, note: str = "") -> str | Fall | None:
+        """Look if it is time; says when the rates are to fall, and ``"stop"`` when the stage should end."""
+        self.pace = self.pace or self.every or max(10, total // 20)
         parts = self._parts()
-        if parts and (done % every == 0 or done == total) and not self.why:
+        if parts and (done % self.pace == 0 or done == total):
             with self._timed():
                 self._look(parts, done)
             note = f"{note}, fidelity {self.looks[-1].fidelity:.3f}, alignment {self.looks[-1].alignment:.3f}"
         if self.inner is not None:
             self.inner(done, total, note.strip(", "))
-        if not parts or not (self.why or done == total):
+        if not parts:
             return None
-        self._restore(parts)
-        return STOP
+        if done == total or (self.why and not self.fall):
+            self._restore(parts)
+            return STOP
+        left = total - done
+        if self.end or not (self.why or left <= self.fall * done):
+            return None
+        over = max(1, min(left, round(self.fall * done)))
+        self.end = done + over
+        return Fall(over)
 
     def begin(self, told: Mapping[str, Any] | None, seen: Mapping[str, Tensor]) -> None:
         """A stage begins: nothing was seen yet, or what was remembered at the step where it goes on."""
-        self.looks, self.best, self.kept, self.why = [], None, [], ""
+        self.looks, self.best, self.kept, self.why, self.pace, self.end = [], None, [], "", 0, 0
         if told is None:
             return
+        self.pace, self.end = told["pace"], told["end"]
         self.looks = [Look(**one) for one in told["looks"]]
         self.best, self.why = Look(**told["best"]) if told["best"] else None, told["why"]
         for key, value in sorted(seen.items()):
@@ -194,7 +209,8 @@ class Watcher:
     def memory(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Everything seen, and the best state."""
         best = asdict(self.best) if self.best else None
-        told = {"looks": [asdict(look) for look in self.looks], "best": best, "why": self.why}
+        looks = [asdict(look) for look in self.looks]
+        told = {"looks": looks, "best": best, "why": self.why, "pace": self.pace, "end": self.end}
         return told, {f"{i}.{name}": v for i, state in enumerate(self.kept) for name, v in state.items()}
 
     @contextmanager
@@ -219,7 +235,7 @@ class Watcher:
         if self._better(look):
             self.best = look
             self.kept = [{k: v.detach().clone() for k, v in part.state_dict().items()} for part in parts]
-        self.why = self._reason()
+        self.why = self.why if self.end else self._reason()
 
     def _better(self, look: Look) -> bool:
         if self.best is None:

@@ -10,7 +10,7 @@ import torch
 
 from fromfew.data import photo_batches
 from fromfew.errors import FromfewError
-from fromfew.fit import Stage, fit, generator, look
+from fromfew.fit import Fall, Stage, fit, generator, look
 from fromfew.losses import anchored, denoise, masked, only
 from fromfew.method import find
 from fromfew.parts.low_rank import LowRank
@@ -340,3 +340,33 @@ def _step(batch, pred):
     zero = torch.zeros_like(pred)
     t = torch.full((n,), 0.5)
     return Step(zero, zero, t, zero, pred, zero, None, Rows.plain(n, t), batch)
+
+
+def test_a_watch_lets_the_rates_fall_over_the_last_steps_and_a_killed_run_falls_on(tmp_path):
+    bb = tiny("sd15")
+
+    def run(name, dies=0):
+        parts, places = thin(bb), []
+        one = next(parts.parameters())
+
+        def watch(done, total, note):
+            places.append((done, total, float(one.detach().sum())))
+            if done == dies:
+                raise KeyboardInterrupt
+            return Fall(3) if done == 2 else None
+
+        # The gradient is the same at every step, so that what moves is the rate.
+        even = [(1.0, lambda step: one.sum() * torch.ones(len(step.x0)))]
+        whole = stage(bb, parts, steps=20, terms=even, optimiser="sgd")
+        try:
+            fit(bb, parts, whole, rng=generator(0), watch=watch, resume=tmp_path / name, every=0.0)
+        except KeyboardInterrupt:
+            return places + run(name)
+        return places
+
+    places = run("whole")
+    assert [(done, total) for done, total, _ in places] == [(1, 20), (2, 20), (3, 5), (4, 5), (5, 5)]
+    at = torch.tensor([where for *_, where in places])
+    assert torch.allclose((at[1:] - at[:-1]) / (at[1] - at[0]), torch.tensor([1.0, 0.75, 0.5, 0.25]), atol=1e-3)
+    for dies in (1, 3, 4):
+        assert run(f"torn {dies}", dies) == places, dies

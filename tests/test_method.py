@@ -4,12 +4,15 @@ import textwrap
 from dataclasses import replace
 
 import pytest
+import torch
+from PIL import Image
 
 import fromfew
 from fromfew.commands.settings import settings_of
 from fromfew.errors import FromfewError
 from fromfew.method import Free, Learner, Tuned, cards, find, names
 from fromfew.recipes import RECIPES, recipe
+from fromfew.references import References
 from fromfew.registry import COMBINERS, GROUP, METHODS
 from fromfew.testing.contract import few_photos
 from fromfew.testing.tiny import tiny
@@ -172,3 +175,21 @@ def test_every_setting_of_every_method_has_help():
                         told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
                         assert told, f"{name}.{here.target.id}"
     assert issubclass(find("lora"), Tuned)
+
+
+@pytest.mark.parametrize("name", [name for name, card in cards().items() if card["kind"] == "tuned"])
+def test_views_are_mirrored_only_if_asked_for_and_never_those_of_faces(name):
+    bb = tiny("sd15")
+    picture = Image.new("RGB", (60, 60), "red")
+    picture.paste("blue", (30, 0, 60, 60))
+    masks = [Image.new("L", picture.size, 255)]
+
+    def sides(flip, role="subject"):
+        refs = References.of(picture, noun="cat", role=role, masks=masks)
+        source = find(name).of({"flip": flip, "batch": 1}).resolved(bb).photos(bb, refs)
+        views = [source(torch.Generator().manual_seed(seed)).images[0] for seed in range(24)]
+        where = [[(view[channel] > 0.5).nonzero()[:, 1].float().mean() for channel in (0, 2)] for view in views]
+        return {bool(red < blue) for red, blue in where}
+
+    assert sides(False) == sides(True, "face") == {True}
+    assert sides(True) == {True, False}

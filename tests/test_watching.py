@@ -95,7 +95,7 @@ def test_watching_does_not_change_what_is_learned(bb):
     seen = []
     plain = learn(bb, watch=lambda done, total, note="": seen.append(note))
     noted = []
-    watcher = Watcher(bb, refs(), every=2, patience=99, inner=lambda done, total, note="": noted.append(note))
+    watcher = Watcher(bb, refs(), every=2, patience=99, fall=0, inner=lambda done, total, note="": noted.append(note))
     learn(bb, watch=watcher)
     assert [n.partition(",")[0] for n in noted] == seen
     assert [look.step for look in watcher.looks] == [2, 4, 6]
@@ -112,13 +112,29 @@ def test_the_best_state_is_what_the_concept_holds(bb):
 
 
 def test_nothing_better_for_long_enough_ends_learning_early(bb, monkeypatch):
-    watcher = Watcher(bb, refs(), every=1, patience=3)
-    scores = iter([0.1, 0.5, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4])
-    monkeypatch.setattr(watcher.probe, "look", lambda step: Look(step, 1.0, next(scores), 1.0, 0.0))
-    concept = learn(bb, watch=watcher, steps=50)
-    assert watcher.best.step == 2
-    assert concept.card.steps == 5
+    def watched(fall, *scores):
+        watcher, told = Watcher(bb, refs(), every=1, patience=3, fall=fall), iter(scores)
+        monkeypatch.setattr(watcher.probe, "look", lambda step: Look(step, 1.0, next(told), 1.0, 0.0))
+        return watcher, learn(bb, watch=watcher, steps=50)
+
+    watcher, concept = watched(0, 0.1, 0.5, 0.4, 0.4, 0.4)
+    assert (watcher.best.step, concept.card.steps) == (2, 5)
     assert "nothing better came in the 3 looks up to step 5" in watcher.sentence
+    # The rates fall over 0.4 of five steps; what comes of it is kept if it is better.
+    watcher, concept = watched(0.4, 0.1, 0.5, 0.4, 0.4, 0.4, 0.5, 0.6)
+    assert (watcher.best.step, concept.card.steps) == (7, 7)
+    assert "up to step 5, and the rates fell to 0 up to step 7" in watcher.sentence
+    watcher, concept = watched(0.4, 0.1, 0.5, 0.4, 0.4, 0.4, 0.3, 0.3)
+    assert (watcher.best.step, concept.card.steps) == (2, 7)
+
+
+def test_rates_fall_so_that_they_end_with_the_steps_where_the_rule_never_speaks(bb):
+    watcher, totals = Watcher(bb, refs(), every=2, patience=99, fall=0.5), []
+    watcher.inner = lambda done, total, note="": totals.append((done, total))
+    learn(bb, watch=watcher, steps=12)
+    assert watcher.end == 12
+    assert totals[-1] == (12, 12)
+    assert "all steps were done, and the rates fell to 0 up to step 12" in watcher.sentence
 
 
 def test_a_run_killed_between_two_looks_sees_the_same_again(bb, tmp_path):

@@ -11,13 +11,14 @@ from fromfew.errors import FromfewError
 from fromfew.make import make, noise_of
 from fromfew.parts.layout import Layout
 from fromfew.parts.low_rank import LowRank
+from fromfew.parts.noise_blend import to_middle
 from fromfew.parts.record import Record
 from fromfew.parts.regions import RegionText
 from fromfew.parts.word import Word
 from fromfew.ports.attention import AttentionPart
 from fromfew.ports.part import Parts
 from fromfew.ports.sampler import SamplerPart
-from fromfew.regions import _to_middle, generic, inside, read_regions
+from fromfew.regions import generic, inside, read_regions
 from fromfew.rows import Rows
 from fromfew.testing.contract import check_part
 from fromfew.testing.tiny import tiny
@@ -191,7 +192,7 @@ def test_noise_calls_the_model_once_a_region_and_step_more(bb, two, monkeypatch)
 def test_a_region_begins_in_the_middle_of_a_plain_ground():
     for box, move in ((LEFT, (0, 4)), (RIGHT, (0, -4)), ((0, 0, 1, 0.5), (4, 0)), ((0, 0, 1, 1), (0, 0))):
         cells = inside(mask(box), (16, 16))
-        assert _to_middle(cells) == move
+        assert to_middle(cells) == move
         rolled = cells.roll(move, (0, 1))
         assert torch.equal(rolled, rolled.flip(0, 1))  # as far from either side
         assert int(rolled.sum()) == int(cells.sum())

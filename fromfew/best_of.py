@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fromfew.fit import Stage
     from fromfew.ports.part import Parts
+    from fromfew.stage import Stage
 
 __all__ = ["best_of", "copied", "halts"]
 

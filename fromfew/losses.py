@@ -16,8 +16,8 @@ from fromfew.templates import plain_of
 
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
-    from fromfew.fit import Step, Term
     from fromfew.parts.residual import Residual
+    from fromfew.stage import Step, Term
 
 __all__ = [
     "aligned", "alike", "anchored", "apart", "besides", "classed", "denoise", "focused", "held_first", "held_rest",

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
     from fromfew.concept import Concept
     from fromfew.data import Source
-    from fromfew.fit import History, Stage, Watch
+    from fromfew.fit import History, Watch
     from fromfew.parts.word import Word
     from fromfew.ports.part import Parts
     from fromfew.references import References
+    from fromfew.stage import Stage
 
 __all__ = ["Free", "Learner", "Tuned", "cards", "find", "names"]
 
@@ -326,7 +327,7 @@ class Tuned(Learner):
             more: Further weighted terms.
             **how: As for `Stage`, instead of what is usual.
         """
-        from fromfew.fit import Stage
+        from fromfew.stage import Stage
 
         usual = {"steps": self.steps or 1, "terms": [*self.terms(), *more], "schedule": self.schedule or "constant"}
         how = {**usual, **how}

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
     from fromfew.concept import Concept
     from fromfew.data import Source
-    from fromfew.fit import Stage, Watch
+    from fromfew.fit import Watch
     from fromfew.ports.part import Parts
     from fromfew.references import References
+    from fromfew.stage import Stage
 
 __all__ = ["Encoded", "Pretrained"]
 

@@ -16,9 +16,9 @@ from fromfew.templates import with_article
 
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
-    from fromfew.fit import Stage, Term
     from fromfew.method import Tuned
     from fromfew.references import References
+    from fromfew.stage import Stage, Term
 
 __all__ = ["regularised", "state_of"]
 

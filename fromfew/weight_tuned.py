@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from torch import Generator, nn
 
     from fromfew.backbones.base import Backbone
-    from fromfew.fit import Stage
     from fromfew.ports.part import Part, Parts
     from fromfew.references import References
+    from fromfew.stage import Stage
 
 __all__ = ["RankTuned", "WeightTuned"]
 

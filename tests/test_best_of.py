@@ -1,9 +1,10 @@
 import torch
 
 from fromfew.best_of import best_of, copied, halts
-from fromfew.fit import Stage, generator
+from fromfew.fit import generator
 from fromfew.parts.word import Word
 from fromfew.ports.part import Parts
+from fromfew.stage import Stage
 from fromfew.testing.tiny import tiny
 
 

@@ -10,12 +10,13 @@ import torch
 
 from fromfew.data import photo_batches
 from fromfew.errors import FromfewError
-from fromfew.fit import Fall, Stage, fit, generator, look
+from fromfew.fit import Fall, fit, generator, look
 from fromfew.losses import anchored, denoise, masked, only
 from fromfew.method import find
 from fromfew.parts.low_rank import LowRank
 from fromfew.parts.word import Word
 from fromfew.ports.part import Parts
+from fromfew.stage import Stage
 from fromfew.testing.contract import few_photos
 from fromfew.testing.tiny import tiny
 
@@ -333,8 +334,8 @@ def test_plain_descent_adds_up_gradients():
 
 
 def _step(batch, pred):
-    from fromfew.fit import Step
     from fromfew.rows import Rows
+    from fromfew.stage import Step
 
     n = len(batch)
     zero = torch.zeros_like(pred)

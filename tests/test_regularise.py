@@ -9,11 +9,12 @@ import torch
 from fromfew.class_images import class_images
 from fromfew.data import named, photo_batches, union_batches
 from fromfew.errors import FromfewError
-from fromfew.fit import Stage, fit, generator
+from fromfew.fit import fit, generator
 from fromfew.losses import classed, denoise, focused, masked, only
 from fromfew.method import find
 from fromfew.ports.part import Parts, bare
 from fromfew.regularise import state_of
+from fromfew.stage import Stage
 from fromfew.testing.contract import few_photos, predict
 from fromfew.testing.part_checks import lone
 from fromfew.testing.part_checks import state_of as state_of_base

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
     from fromfew.concept import Concept
     from fromfew.data import Batch, Source
-    from fromfew.fit import Stage, Step, Term, Watch
+    from fromfew.fit import Watch
     from fromfew.ports.part import Part
+    from fromfew.stage import Stage, Step, Term
 
 CARD = {
     "title": "ZipLoRA: Any Subject in Any Style by Effectively Merging LoRAs",
@@ -151,8 +152,8 @@ class ZipLoRA(Combiner):
 
     def stage(self, bb: Backbone, concepts: Sequence[Concept], zipped: Zipped, seed: int) -> Stage:
         """What is minimised: each concept's own predictions, and the overlap."""
-        from fromfew.fit import Stage
         from fromfew.ports.part import Parts
+        from fromfew.stage import Stage
 
         share = math.ceil(self.batch / len(concepts))
         merged = Parts(**kept(concepts), zipped=zipped)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from fromfew.backbones.base import Backbone
     from fromfew.data import Source
-    from fromfew.fit import Stage
     from fromfew.ports.part import Part, Parts
     from fromfew.references import References
+    from fromfew.stage import Stage
 
 CARD = {
     "title": "Break-A-Scene: Extracting Multiple Concepts from a Single Image",
@@ -90,8 +90,8 @@ class BreakAScene(WordTuned):
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """Words alone; then all, with a new optimiser."""
-        from fromfew.fit import Stage
         from fromfew.losses import aligned, only
+        from fromfew.stage import Stage
 
         steps = self.steps or 1
         first = min(int(steps * self.words_first), steps - 1)

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from torch import Generator
 
     from fromfew.backbones.base import Backbone
-    from fromfew.fit import Stage
     from fromfew.ports.part import Parts
     from fromfew.references import References
+    from fromfew.stage import Stage
 
 CARD = {
     "title": "Cones: Concept Neurons in Diffusion Models for Customized Generation",
@@ -75,7 +75,7 @@ class Cones(Tuned):
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """A learned word, if there is one; then scoring, by plain descent and without a limit on the gradient."""
-        from fromfew.fit import Stage
+        from fromfew.stage import Stage
 
         batches = self.with_prior(bb, refs, seed=seed)
         if any(True for _ in parts.word.parameters()):

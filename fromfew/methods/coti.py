@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from torch import Generator
 
     from fromfew.backbones.base import Backbone
-    from fromfew.fit import Stage
     from fromfew.ports.part import Parts
     from fromfew.references import References
+    from fromfew.stage import Stage
 
 CARD = {
     "title": "Controllable Textual Inversion for Personalized Text-to-Image Generation",
@@ -90,8 +90,8 @@ class COTI(WordTuned):
         from fromfew.best_of import best_of, copied, halts
         from fromfew.class_images import class_images
         from fromfew.encoders import look_at, squares
-        from fromfew.fit import Stage
         from fromfew.pool import Pool, Scorer, drawn_worth
+        from fromfew.stage import Stage
         from fromfew.views import picture_tensor
 
         see = partial(look_at, self.eye, device=bb.device)

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from fromfew.backbones.base import Backbone
     from fromfew.data import Batch, Source
-    from fromfew.fit import Stage
     from fromfew.ports.part import Parts
     from fromfew.references import References
+    from fromfew.stage import Stage
 
 CARD = {
     "title": "Decoupled Textual Embeddings for Customized Image Generation",

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from fromfew.backbones.base import Backbone
-    from fromfew.fit import Stage, Step
     from fromfew.parts.image_states import ImageStates
     from fromfew.ports.part import Parts
     from fromfew.references import References
+    from fromfew.stage import Stage, Step
 
 CARD = {
     "title": "DisenBooth: Identity-Preserving Disentangled Tuning for Subject-Driven Text-to-Image Generation",

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from fromfew.backbones.base import Backbone
     from fromfew.data import Batch, Source
-    from fromfew.fit import Stage
     from fromfew.ports.part import Parts
     from fromfew.references import References
+    from fromfew.stage import Stage
 
 CARD = {
     "title": "Encoder-based Domain Tuning for Fast Personalization of Text-to-Image Models",
@@ -75,11 +75,11 @@ class E4T(WordTuned, Pretrained):
     def pretrain(self, bb: Backbone, modules: Any, batches: Source, *, steps: int, lr: float) -> Stage:
         """Denoise every row under a word of its own, said from its picture; the pull is a tenth of the tuning's."""
         from fromfew.encoders import look_at
-        from fromfew.fit import Stage
         from fromfew.losses import denoise
         from fromfew.naming import with_words
         from fromfew.parts.encoded_word import loudness
         from fromfew.ports.part import Parts
+        from fromfew.stage import Stage
 
         words: list[Any] = []
 

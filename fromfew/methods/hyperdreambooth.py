@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from fromfew.backbones.base import Backbone
     from fromfew.data import Batch, Source
-    from fromfew.fit import Stage
     from fromfew.ports.part import Parts
     from fromfew.references import References
+    from fromfew.stage import Stage
 
 CARD = {
     "title": "HyperDreamBooth: HyperNetworks for Fast Personalization of Text-to-Image Models",
@@ -74,11 +74,11 @@ class HyperDreamBooth(Tuned, Pretrained):
     def pretrain(self, bb: Backbone, modules: Any, batches: Source, *, steps: int, lr: float) -> Stage:
         """Denoise every row with the change that the network says of its picture."""
         from fromfew.encoders import look_at
-        from fromfew.fit import Stage
         from fromfew.losses import denoise
         from fromfew.naming import with_words
         from fromfew.parts.word import rare
         from fromfew.ports.part import Parts
+        from fromfew.stage import Stage
 
         light, word = self._light(bb), self.text or rare(bb)
 

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from fromfew.backbones.base import Backbone
     from fromfew.data import Batch, Source
-    from fromfew.fit import Stage
     from fromfew.ports.part import Parts
     from fromfew.references import References
+    from fromfew.stage import Stage
 
 CARD = {
     "title": "IP-Adapter: Text Compatible Image Prompt Adapter for Text-to-Image Diffusion Models",
@@ -104,9 +104,9 @@ class IPAdapter(Encoded):
         import torch
 
         from fromfew.encoders import look_at
-        from fromfew.fit import Stage
         from fromfew.losses import denoise
         from fromfew.ports.part import Parts
+        from fromfew.stage import Stage
 
         def attach(batch: Batch, rng: Generator) -> Parts:
             seen = look_at(self.eye, batch.looked_at, bb.device, patches=bool(self.plus))

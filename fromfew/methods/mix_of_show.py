@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from fromfew.backbones.base import Backbone
     from fromfew.data import Batch
-    from fromfew.fit import Stage, Term
     from fromfew.ports.part import Parts
     from fromfew.references import References
+    from fromfew.stage import Stage, Term
 
 CARD = {
     "title": "Mix-of-Show: Decentralized Low-Rank Adaptation for Multi-Concept Customization of Diffusion Models",

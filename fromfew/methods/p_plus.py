@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from torch import Generator
 
     from fromfew.backbones.base import Backbone
-    from fromfew.fit import Stage
     from fromfew.ports.part import Parts
     from fromfew.references import References
+    from fromfew.stage import Stage
 
 CARD = {
     "title": "P+: Extended Textual Conditioning in Text-to-Image Generation",

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from torch import Generator
 
     from fromfew.backbones.base import Backbone
-    from fromfew.fit import Stage, Step
     from fromfew.ports.part import Parts
     from fromfew.references import References
+    from fromfew.stage import Stage, Step
 
 CARD = {
     "title": "Key-Locked Rank One Editing for Text-to-Image Personalization",

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from fromfew.backbones.base import Backbone
     from fromfew.data import Source
-    from fromfew.fit import Stage
     from fromfew.ports.part import Parts
     from fromfew.references import References
+    from fromfew.stage import Stage
 
 CARD = {
     "title": "SVDiff: Compact Parameter Space for Diffusion Fine-Tuning",

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from fromfew.backbones.base import Backbone
     from fromfew.data import Batch, Source
-    from fromfew.fit import Stage
     from fromfew.ports.part import Parts
     from fromfew.references import References
+    from fromfew.stage import Stage
 
 CARD = {
     "title": "ViCo: Plug-and-play Visual Condition for Personalized Text-to-image Generation",

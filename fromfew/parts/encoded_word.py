@@ -14,7 +14,7 @@ from fromfew.ports.text import first_ids
 
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
-    from fromfew.fit import Step, Term
+    from fromfew.stage import Step, Term
 
 __all__ = ["EncodedWord", "loudness"]
 

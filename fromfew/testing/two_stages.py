@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from torch import Generator
 
     from fromfew.backbones.base import Backbone
-    from fromfew.fit import Stage
     from fromfew.ports.part import Parts
     from fromfew.references import References
+    from fromfew.stage import Stage
 
 CARD = {
     "title": "Two stages",
@@ -41,7 +41,7 @@ class TwoStages(Tuned):
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """The word alone, then the maps alone."""
-        from fromfew.fit import Stage
+        from fromfew.stage import Stage
 
         for part in parts:
             yield Stage(

@@ -3,10 +3,11 @@ import torch
 
 from fromfew.data import Batch
 from fromfew.errors import FromfewError
-from fromfew.fit import Step, fit, generator
+from fromfew.fit import fit, generator
 from fromfew.losses import alike
 from fromfew.method import find
 from fromfew.references import References
+from fromfew.stage import Step
 from fromfew.testing.contract import few_photos
 from fromfew.testing.tiny import tiny
 

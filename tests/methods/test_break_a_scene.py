@@ -8,10 +8,11 @@ from PIL import Image
 from fromfew.cli import main
 from fromfew.concept import load
 from fromfew.errors import FromfewError
-from fromfew.fit import Stage, fit, generator
+from fromfew.fit import fit, generator
 from fromfew.losses import aligned
 from fromfew.method import find
 from fromfew.references import References
+from fromfew.stage import Stage
 from fromfew.testing.contract import few_photos, predict
 from fromfew.testing.tiny import tiny
 

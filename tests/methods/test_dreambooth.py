@@ -2,11 +2,12 @@ import pytest
 import torch
 
 from fromfew.data import class_batches, joined, photo_batches
-from fromfew.fit import Stage, _Loop, generator
+from fromfew.fit import _Loop, generator
 from fromfew.losses import denoise, only
 from fromfew.method import find
 from fromfew.parts.full import FullDelta
 from fromfew.ports.part import Parts
+from fromfew.stage import Stage
 from fromfew.testing.contract import few_photos
 from fromfew.testing.tiny import tiny
 

@@ -7,11 +7,12 @@ import torch
 
 from fromfew.combine import combine
 from fromfew.errors import FromfewError
-from fromfew.fit import Stage, fit, generator
+from fromfew.fit import fit, generator
 from fromfew.make import make
 from fromfew.method import find
 from fromfew.ports.part import Parts
 from fromfew.ports.place import layers_of
+from fromfew.stage import Stage
 from fromfew.testing.contract import few_photos, predict
 from fromfew.testing.tiny import tiny
 

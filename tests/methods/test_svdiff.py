@@ -7,11 +7,12 @@ from torch import nn
 from fromfew.cut_mix import Thing, cut_mix
 from fromfew.data import Batch
 from fromfew.errors import FromfewError
-from fromfew.fit import Step, generator
+from fromfew.fit import generator
 from fromfew.losses import unmixed
 from fromfew.method import find
 from fromfew.parts.spectral import Spectral, spectrum
 from fromfew.ports.linear import flat
+from fromfew.stage import Step
 from fromfew.testing.contract import few_photos, predict
 from fromfew.testing.tiny import tiny
 

@@ -147,8 +147,9 @@ def test_nothing_of_learning_stays_behind():
 
 def test_the_words_map_is_pulled_to_that_of_the_texts_end():
     bb, refs = tiny("sd15"), few_photos(1)
-    from fromfew.fit import Stage, fit
+    from fromfew.fit import fit
     from fromfew.ports.text import END
+    from fromfew.stage import Stage
 
     far = []
     for weight in (0.0, 50.0):

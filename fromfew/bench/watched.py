@@ -118,6 +118,7 @@ def _watched(what: Comparison, cell: Cell, watch: Watch) -> dict[str, Any]:
         "scores": [{"step": concept.card.steps, **_scored(what.plan, cell, concept)}],
         "seconds": round(concept.card.seconds - (watcher.seconds - setup), 3),
         "looking": round(watcher.seconds, 3),
+        "looks": [[one.step, round(one.fidelity, 4), round(one.alignment, 4)] for one in watcher.looks],
         "sentence": watcher.sentence,
     }
 

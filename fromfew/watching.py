@@ -110,12 +110,13 @@ class Watcher:
         refs: Photos that are not learned from (see `split`).
         learned: Photos that are. Where they are given, fidelity is that to them, and how much worse the others are
             known is told beside it: the loss on one held-out view rises long before pictures get worse.
-        rule: "front" keeps the highest fidelity times alignment and stops after ``patience`` looks without a
-            gain; "loss" is DVAR: it stops once the loss on fixed noise has settled, and keeps the lowest.
+        rule: "front" keeps the highest fidelity times alignment and stops when the mean of the last ``patience`` looks
+            is no ``gain`` above that of as many before; "loss" is DVAR: it stops once the loss on fixed noise has
+            settled, and keeps the lowest.
         inner: Called as well, with what was seen as its note.
         every: Steps between two looks; a twentieth of the steps, at least 10, if left out.
-        patience: Looks without a gain of ``gain``.
-        gain: Smallest relative gain that counts.
+        patience: Looks of which a mean is taken: a single one is noisy.
+        gain: Smallest relative gain that counts. Once rates fall, an earlier state has to be as much better to stay.
         fall: When the rule has spoken (or so that it ends with the steps), the rates fall to 0 over this share of the
             steps done so far (see `fromfew.fit.Fall`); 0 stops at once.
         window: Looks in DVAR's window.
@@ -136,7 +137,7 @@ class Watcher:
         inner: Callable[..., object] | None = None,
         every: int | None = None,
         patience: int = 3,
-        gain: float = 0.05,
+        gain: float = 0.2,
         fall: float = 0.25,
         window: int = 6,
         ratio: float = 0.15,
@@ -148,7 +149,7 @@ class Watcher:
             raise FromfewError("Something is attached to the base already; watching begins on the base alone.")
         self.bb, self.rule, self.inner, self.every = bb, rule, inner, every
         self.patience, self.gain, self.fall, self.window, self.ratio = patience, gain, fall, window, ratio
-        self.pace = self.end = 0  # steps between looks, and the last one, once they are known
+        self.pace = self.spoke = self.end = 0  # steps between looks, the one at which rates began to fall, the last one
         self.looks: list[Look] = []
         self.best: Look | None = None
         self.kept: list[dict[str, Tensor]] = []
@@ -189,15 +190,16 @@ class Watcher:
         if self.end or not (self.why or left <= self.fall * done):
             return None
         over = max(1, min(left, round(self.fall * done)))
-        self.end = done + over
+        self.spoke, self.end = done, done + over
         return Fall(over)
 
     def begin(self, told: Mapping[str, Any] | None, seen: Mapping[str, Tensor]) -> None:
         """A stage begins: nothing was seen yet, or what was remembered at the step where it goes on."""
-        self.looks, self.best, self.kept, self.why, self.pace, self.end = [], None, [], "", 0, 0
+        self.looks, self.best, self.kept, self.why, self.pace = [], None, [], "", 0
+        self.spoke = self.end = 0
         if told is None:
             return
-        self.pace, self.end = told["pace"], told["end"]
+        self.pace, self.spoke, self.end = told["pace"], told["spoke"], told["end"]
         self.looks = [Look(**one) for one in told["looks"]]
         self.best, self.why = Look(**told["best"]) if told["best"] else None, told["why"]
         for key, value in sorted(seen.items()):
@@ -210,7 +212,8 @@ class Watcher:
         """Everything seen, and the best state."""
         best = asdict(self.best) if self.best else None
         looks = [asdict(look) for look in self.looks]
-        told = {"looks": looks, "best": best, "why": self.why, "pace": self.pace, "end": self.end}
+        told: dict[str, Any] = {"looks": looks, "best": best, "why": self.why}
+        told |= {"pace": self.pace, "spoke": self.spoke, "end": self.end}
         return told, {f"{i}.{name}": v for i, state in enumerate(self.kept) for name, v in state.items()}
 
     @contextmanager
@@ -242,19 +245,21 @@ class Watcher:
             return True
         if self.rule == "loss":
             return look.loss < self.best.loss
-        return look.score > self.best.score
+        # The best of many noisy states is worse than it looks; one whose rates fell is as good as it looks.
+        noisy = self.end and self.best.step <= self.spoke
+        return look.score * (1 + self.gain if noisy else 1) > self.best.score
 
     def _reason(self) -> str:
         """Why to stop now; empty to go on."""
         if self.rule == "loss":
             held = settled([look.loss for look in self.looks], self.window, self.ratio)
             return f"the loss had settled at step {self.looks[-1].step}" if held else ""
-        scores = [look.score for look in self.looks]
-        before, recent = scores[: -self.patience], scores[-self.patience :]
-        # Right at the start nothing is learned yet: patience begins with the first state better than the base.
-        if not before or max(before) <= 0 or max(recent) > max(before) * (1 + self.gain):
+        scores = [look.score for look in self.looks[-2 * self.patience :]]
+        before, recent = sum(scores[: self.patience]), sum(scores[self.patience :])
+        # Right at the start nothing is learned yet: patience begins with states better than the base.
+        if len(scores) < 2 * self.patience or before <= 0 or recent > before * (1 + self.gain):
             return ""
-        return f"nothing better came in the {self.patience} looks up to step {self.looks[-1].step}"
+        return f"the {self.patience} looks up to step {self.looks[-1].step} were hardly better than those before"
 
     def _restore(self, parts: Sequence[Part]) -> None:
         """The best state, in place: the caller's parts are these parts."""
@@ -282,7 +287,7 @@ class _Probe:
         with torch.no_grad():
             views = [self._views(held, called, per=len(_TIMES) if len(held) == 1 else 2)]
             if learned is not None:
-                views.append(self._views(learned, called, per=2))
+                views.append(self._views(learned, called, per=len(_TIMES)))
             self.said = [text for one in views for text in one[1]]
             said_plainly = [text for one in views for text in one[2]]
             self.x0 = torch.cat([one[0] for one in views])

@@ -170,21 +170,24 @@ class Savings:
     method: str
     runs: int
     best: float
-    """Highest score of the run of full length, at its best length."""
+    """Score of the run of full length after the number of steps that is best on average: one length for all."""
     at: float
     """That length, as a share of all steps."""
     watched: float
     """Score of what the watched run kept."""
-    share: float
-    """Of the best score that the watched run reached; means of shares, not a share of means."""
     steps: float
     """Share of all steps that the watched run took."""
     looking: float
     """Seconds of looking as a share of seconds of training."""
 
+    @property
+    def share(self) -> float:
+        """Of the best score that the watched runs reached; no number where nothing was learned."""
+        return self.watched / self.best if self.best > 0 else float("nan")
+
 
 def savings(records: Sequence[Mapping[str, Any]]) -> list[Savings]:
-    """A row a method, of subjects and seeds of which both runs are there; no share counts where nothing was learned."""
+    """A row a method, of subjects and seeds of which both runs are there."""
     runs: dict[tuple[str, str, int], dict[str, Mapping[str, Any]]] = {}
     for one in records:
         runs.setdefault((one["method"], one["subject"], one["seed"]), {})[one["kind"]] = one
@@ -196,16 +199,14 @@ def savings(records: Sequence[Mapping[str, Any]]) -> list[Savings]:
 
 
 def _saved(method: str, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Savings:
-    best = [max(full["scores"], key=lambda one: one["score"]) for full, _ in pairs]
-    reached = [one["scores"][-1]["score"] for _, one in pairs]
-    shares = [score / top["score"] for score, top in zip(reached, best, strict=True) if top["score"] > 0]
+    scores = np.array([[one["score"] for one in full["scores"]] for full, _ in pairs]).mean(0)
+    first = pairs[0][0]
     return Savings(
         method,
         len(pairs),
-        float(np.mean([top["score"] for top in best])),
-        float(np.mean([top["step"] / full["steps"] for top, (full, _) in zip(best, pairs, strict=True)])),
-        float(np.mean(reached)),
-        float(np.mean(shares)) if shares else float("nan"),
+        float(scores.max()),
+        first["scores"][int(scores.argmax())]["step"] / first["steps"],
+        float(np.mean([one["scores"][-1]["score"] for _, one in pairs])),
         float(np.mean([one["steps"] / full["steps"] for full, one in pairs])),
         float(np.mean([one["looking"] / one["seconds"] for _, one in pairs])),
     )

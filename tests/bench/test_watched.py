@@ -65,12 +65,12 @@ def test_shares_are_those_worked_out_by_hand():
     ]  # fmt: skip
     (row,) = savings(records)
     assert row.runs == 3  # of d one run is missing
-    assert row.share == pytest.approx((0.3 / 0.4 + 0.25 / 0.2) / 2)  # nothing was learned of c
+    assert (row.best, row.at) == (pytest.approx(0.5 / 3), 0.5), "50 steps: .4, .1, 0; 100 steps: .2, .2, 0"
+    assert row.watched == pytest.approx((0.3 + 0.25 + 0.0) / 3)
+    assert row.share == pytest.approx(1.1)
     assert row.steps == pytest.approx(0.4)
     assert row.looking == pytest.approx(0.1)
-    assert row.best == pytest.approx(0.2)
-    assert row.at == pytest.approx((0.5 + 1 + 0.5) / 3)
-    assert "| m | 3 | 0.200 | 67% | 0.183 | 100% | 40% | 10% |" in table([row])
+    assert "| m | 3 | 0.167 | 50% | 0.183 | 110% | 40% | 10% |" in table([row])
     assert "| - |" in table(savings(records[4:6]))
 
 

@@ -31,7 +31,7 @@ _EPILOG = """examples:
   fromfew bench report benchmarks/objects
   fromfew bench tasks
 
-Stopped at any moment, the same command goes on; several may work on one folder at once.
+Stopped at any moment, the same command goes on; several may work on one folder at once (--jobs begins them).
 """
 
 
@@ -55,6 +55,8 @@ def _parser() -> Parser:
     add("--images", type=whole(1, 100), help="pictures a prompt (default: the task's)")
     add("--no-controls", action="store_true", help="leave out base, paste and real")
     add("--retry", action="store_true", help="do failed cells once more")
+    add("--jobs", type=whole(1, 1024), default=1, help="processes that share this machine's cores (default: 1)")
+    add("--helper", action="store_true", help=argparse.SUPPRESS)
     add("--ray", metavar="ADDRESS", help='cells go to Ray: "auto" (a cluster here, or one begun here), or an address')
     add("--device", default="auto", help="cpu, cuda or auto (default: auto)")
     add("--clip", default="openai/clip-vit-base-patch32", help="CLIP for photographs: a folder or a stored hub id")
@@ -82,22 +84,29 @@ def run(argv: Sequence[str]) -> int:
     settings = settings_of(found.set, methods)
     names = _words(found.tasks)
     out = found.out or Path("benchmarks") / names[0].rpartition("/")[2]
-    _tell(found, out, _carry_out(found, out, partial(_plan, found, names, methods, settings)), argv)
+    if found.ray and found.jobs > 1:
+        raise FromfewError("--jobs shares out this machine, --ray a cluster: give one of them.")
+    summary = _carry_out(found, out, partial(_plan, found, names, methods, settings), argv)
+    if not found.helper:
+        _tell(found, out, summary, argv)
     return 0
 
 
-def _carry_out(found: argparse.Namespace, out: Path, build: Callable[[], Plan]) -> Summary:
-    """Here or through Ray, with a progress bar."""
+def _carry_out(found: argparse.Namespace, out: Path, build: Callable[[], Plan], argv: Sequence[str]) -> Summary:
+    """Here, with helpers or through Ray, with a progress bar."""
     how: dict[str, Any] = {"budget": found.budget, "retry": found.retry}
     if found.ray:
         from fromfew.bench.cluster import over
 
         with progress("bench") as watch:
             return over(build, out, address=found.ray, gpu=found.device != "cpu", watch=watch, **how)
+    from fromfew.bench.helpers import helped, leave_with_parent
     from fromfew.bench.run import bench
 
+    if found.helper:
+        leave_with_parent()
     plan = build()
-    with progress("bench") as watch:
+    with helped(argv, 1 if found.helper else found.jobs), progress("bench") as watch:
         return bench(plan, out, watch=watch, **how)
 
 

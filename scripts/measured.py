@@ -19,6 +19,7 @@ from typing import Any
 from fromfew.bench.gallery import Gallery
 from fromfew.bench.records import current, read
 from fromfew.bench.tables import COLUMNS, CONTROL_NAMES, Row, leaderboard
+from fromfew.bench.watched import savings, table
 from fromfew.io.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
@@ -100,7 +101,9 @@ def _cell(row: Row, metric: str) -> str:
 
 
 def board(folder: Path) -> str:
-    """The leaderboard of a folder, task by task."""
+    """The leaderboard of a folder, task by task; of runs that watched themselves, what it saved."""
+    if any(one["kind"] == "watched" for one in read(folder)):
+        return table(savings(read(folder)))
     rows, parts = leaderboard(cells_of(folder)), []
     for task in dict.fromkeys(row.task for row in rows):
         mine = [row for row in rows if row.task == task]

@@ -20,8 +20,8 @@ from fromfew.bench.records import read
 from fromfew.bench.run import Plan
 from fromfew.bench.task import open_task
 from fromfew.bench.watched import Comparison, compare, savings, table
+from fromfew.commands.concepts import open_base
 from fromfew.commands.console import progress
-from fromfew.commands.learn import open_base
 from fromfew.errors import FromfewError
 from fromfew.io.files import write_atomic
 from fromfew.metrics.suites import world

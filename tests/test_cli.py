@@ -369,10 +369,10 @@ def test_times_are_told_as_people_tell_them():
 
 
 def test_the_documentation_names_every_verb_and_flag():
-    from fromfew.commands import learn, make
+    from fromfew.commands import learn_plan, make
 
     page = (Path(fromfew.__file__).parents[1] / "docs" / "cli.md").read_text()
-    parsers = [learn._parser("lora", "world", cards()["lora"])[0], make._parser()]
+    parsers = [learn_plan.parser_of("lora", "world", cards()["lora"])[0], make._parser()]
     flags = {
         flag
         for parser in parsers

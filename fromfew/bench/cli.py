@@ -169,7 +169,7 @@ def _plan(
     from fromfew.bench.contestants import contestant
     from fromfew.bench.run import Plan
     from fromfew.bench.task import open_task
-    from fromfew.commands.learn import open_base
+    from fromfew.commands.concepts import open_base
 
     tasks = [open_task(name, found.data).only(found.subjects, found.prompts, found.images) for name in names]
     for task in tasks:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fromfew.commands.concepts import Known, base_to_use, peek
+from fromfew.commands.concepts import Known, base_to_use, open_base, peek
 from fromfew.commands.console import clock, progress, say, say_json
 from fromfew.commands.parsing import Parser, strengthened, whole
 from fromfew.commands.settings import add_settings, chosen, settings_of
@@ -101,7 +101,6 @@ def run(argv: Sequence[str]) -> int:
 
     from dataclasses import replace
 
-    from fromfew.commands.learn import open_base
     from fromfew.concept import load
 
     bb = open_base(base, found.device)

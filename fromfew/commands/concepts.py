@@ -7,12 +7,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fromfew.errors import FromfewError, nearest, unknown
 from fromfew.io.files import hash_regular, read_regular
 
-__all__ = ["Known", "base_to_use", "check_base", "check_prompts", "peek"]
+if TYPE_CHECKING:
+    from fromfew.backbones.base import Backbone
+
+__all__ = ["Known", "base_to_use", "check_base", "check_prompts", "open_base", "peek"]
 
 TINY = ("tiny-sd15", "tiny-sd21", "tiny-sdxl", "tiny-sd3", "tiny-flux")
 _PLACEHOLDER = re.compile(r"<[^<>\s]{1,60}>")
@@ -181,3 +184,20 @@ def check_prompts(prompts: Iterable[str], concepts: Sequence[Known]) -> list[str
         for word, noun in one.answers.items()
         if word not in called
     ]
+
+
+def open_base(name: str, device: str) -> Backbone:
+    """Open a base on a device; "auto" takes the GPU if there is one.
+
+    Raises:
+        FromfewError: There is no such base, or no such device.
+    """
+    import torch
+
+    from fromfew.backbones.open import open_backbone
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise FromfewError("There is no CUDA device here. Use --device cpu.")
+    return open_backbone(name, device=device)

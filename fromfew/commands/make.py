@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fromfew.commands.concepts import Known, base_to_use, check_prompts, peek
+from fromfew.commands.concepts import Known, base_to_use, check_prompts, open_base, peek
 from fromfew.commands.console import progress, remark, say, say_json
 from fromfew.commands.fits import check_drawing, couples
 from fromfew.commands.parsing import Parser, number, size, strengthened, whole
@@ -246,7 +246,6 @@ def _open(order: _Order, recipe: Mapping[str, Any] | None) -> tuple[Any, list[tu
     """The base and the concepts with their strengths."""
     import torch
 
-    from fromfew.commands.learn import open_base
     from fromfew.concept import load
 
     if recipe is not None and isinstance(recipe.get("threads"), int) and 1 <= recipe["threads"] <= 1024:

@@ -195,7 +195,7 @@ def enter(
         if not any(concept is one for one, _ in local):
             stack.enter_context(order.bb.attach(concept, strength=strength))
     if method == "noise":
-        from fromfew.parts.noise_blend import NoiseBlend
+        from fromfew.noise_blend import NoiseBlend
 
         mine = [[pair for pair in local if set(region.words) & set(_answers(pair[0]))] for region in regions]
         stack.enter_context(

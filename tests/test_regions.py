@@ -9,9 +9,9 @@ from fromfew.cli import main
 from fromfew.concept import Card, Concept
 from fromfew.errors import FromfewError
 from fromfew.make import make, noise_of
+from fromfew.noise_blend import to_middle
 from fromfew.parts.layout import Layout
 from fromfew.parts.low_rank import LowRank
-from fromfew.parts.noise_blend import to_middle
 from fromfew.parts.record import Record
 from fromfew.parts.regions import RegionText
 from fromfew.parts.word import Word

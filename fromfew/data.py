@@ -107,7 +107,7 @@ def photo_batches(  # noqa: PLR0913 - each is a choice that some method makes
     batch: int = 1,
     word: str | None = None,
     noun: bool = True,
-    flip: bool | None = None,
+    flip: bool = True,
     zoom: tuple[float, float] = (1.0, 1.25),
     templates: str | Sequence[str] = "auto",
     captions: bool = True,
@@ -122,7 +122,7 @@ def photo_batches(  # noqa: PLR0913 - each is a choice that some method makes
         batch: Rows a batch.
         word: What stands for the concept in prompts; default: the references' placeholder.
         noun: Whether the noun follows the word.
-        flip: Whether half the views are mirrored; default: unless faces are learnt.
+        flip: Whether half the views are mirrored; those of faces never are.
         zoom: Least and greatest zoom; 1 shows a full square of the photo, below 1 shrinks it on grey.
         templates: A name of `TEMPLATES`, "auto" (by role), or sentences with ``{}``.
         captions: Whether a photo's own caption is used where it has one.
@@ -135,7 +135,7 @@ def photo_batches(  # noqa: PLR0913 - each is a choice that some method makes
     if not 0.1 <= zoom[0] <= zoom[1] <= 8:
         raise FromfewError(f"The zoom must rise from at least 0.1 to at most 8, not {zoom[0]:g} to {zoom[1]:g}.")
     frame = _pair(size)
-    flip = refs.role != "face" if flip is None else flip
+    flip = flip and refs.role != "face"
     lines = sentences(templates, refs.role)
     word = refs.placeholder if word is None else word
     side = math.ceil(max(frame) * max(1.0, zoom[1]))
@@ -273,7 +273,7 @@ def named(source: Source, noun: str, *, templates: str | Sequence[str] = ("a {}"
 
 
 def union_batches(
-    refs: References, *, size: int | tuple[int, int], batch: int = 1, noun: bool = True, flip: bool | None = None,
+    refs: References, *, size: int | tuple[int, int], batch: int = 1, noun: bool = True, flip: bool = True,
     zoom: tuple[float, float] = (1.0, 1.25), templates: str | Sequence[str] = "auto", variants: int = 0,
 ) -> Source:  # fmt: skip
     """Views of photos that show several things, each row named by a part of them (arXiv:2305.16311).
@@ -286,7 +286,7 @@ def union_batches(
         size: Side of the square views in pixels, or (height, width).
         batch: Rows a batch.
         noun: Whether a subject's noun follows its word.
-        flip: Whether half the views are mirrored; default: unless faces are learnt.
+        flip: Whether half the views are mirrored; those of faces never are.
         zoom: As for `photo_batches`.
         templates: As for `photo_batches`.
         variants: As for `photo_batches`.
@@ -294,7 +294,7 @@ def union_batches(
     Raises:
         FromfewError: A photo has no mask of a subject.
     """
-    frame, flip = _pair(size), refs.role != "face" if flip is None else flip
+    frame, flip = _pair(size), flip and refs.role != "face"
     lines, side = sentences(templates, refs.role), math.ceil(max(_pair(size)) * max(1.0, zoom[1]))
     scenes: dict[str, _Scene] = {}
     for one in refs.subjects:

@@ -287,7 +287,7 @@ class Tuned(Learner):
             size=bb.default_size,
             batch=batch,
             noun=self.noun,
-            flip=None if self.flip else False,
+            flip=self.flip,
             zoom=self.zoom,
             templates=bb.defaults.templates,
             captions=self.captions,

@@ -238,7 +238,8 @@ class Watcher:
         if self._better(look):
             self.best = look
             self.kept = [{k: v.detach().clone() for k, v in part.state_dict().items()} for part in parts]
-        self.why = self.why if self.end else self._reason()
+        if not self.end:
+            self.why = self._reason()
 
     def _better(self, look: Look) -> bool:
         if self.best is None:

@@ -102,8 +102,9 @@ def _cell(row: Row, metric: str) -> str:
 
 def board(folder: Path) -> str:
     """The leaderboard of a folder, task by task; of runs that watched themselves, what it saved."""
-    if any(one["kind"] == "watched" for one in read(folder)):
-        return table(savings(read(folder)))
+    records = read(folder)
+    if any(one["kind"] == "watched" for one in records):
+        return table(savings(records))
     rows, parts = leaderboard(cells_of(folder)), []
     for task in dict.fromkeys(row.task for row in rows):
         mine = [row for row in rows if row.task == task]

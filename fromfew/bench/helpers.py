@@ -14,7 +14,7 @@ __all__ = ["helped", "leave_with_parent"]
 
 @contextmanager
 def helped(argv: Sequence[str], jobs: int) -> Iterator[None]:
-    """While the block runs, ``jobs`` - 1 further processes work on it, and all share this machine's cores.
+    """While the block runs, ``jobs`` - 1 further processes work on it, and all share this one's threads.
 
     A helper that dies is not missed: its cell is free again, and done by another or by the run itself.
 
@@ -24,8 +24,8 @@ def helped(argv: Sequence[str], jobs: int) -> Iterator[None]:
     """
     import torch
 
-    before, cores = torch.get_num_threads(), len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    threads = max(1, (cores or 1) // jobs)
+    before = torch.get_num_threads()  # what the environment, or the run that this one helps, has said
+    threads = max(1, before // jobs)
     command = [sys.executable, "-m", "fromfew", "bench", *argv, "--helper"]
     env, nowhere = {**os.environ, "OMP_NUM_THREADS": str(threads)}, subprocess.DEVNULL
     helpers = [

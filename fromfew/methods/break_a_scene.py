@@ -86,7 +86,7 @@ class BreakAScene(WordTuned):
 
         size, lines, rows = bb.default_size, bb.defaults.templates, self.batch or 1
         return union_batches(refs, size=size, batch=rows, noun=self.noun, zoom=self.zoom, templates=lines,
-                             flip=None if self.flip else False, variants=self.views)  # fmt: skip
+                             flip=self.flip, variants=self.views)  # fmt: skip
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """Words alone; then all, with a new optimiser."""

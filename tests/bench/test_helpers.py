@@ -5,7 +5,9 @@ import sys
 import time
 
 import pytest
+import torch
 
+from fromfew.bench import helpers
 from fromfew.bench.cli import run
 from fromfew.bench.records import read
 from fromfew.errors import FromfewError
@@ -56,3 +58,28 @@ def test_a_helper_ends_with_the_run_that_began_it(tmp_path):
 def test_helpers_and_a_cluster_exclude_each_other():
     with pytest.raises(FromfewError, match="one of them"):
         run([*ASKED, "--jobs", "2", "--ray", "auto"])
+
+
+def test_threads_are_shared_out_and_a_run_alone_keeps_what_it_was_given(monkeypatch):
+    asked = []
+
+    class Begun:
+        def __init__(self, command, env, **how):
+            asked.append((command[-1], env["OMP_NUM_THREADS"]))
+
+        def kill(self):
+            pass
+
+        communicate = kill
+
+    monkeypatch.setattr(helpers.subprocess, "Popen", Begun)
+    before = torch.get_num_threads()
+    try:
+        for given, jobs, each in ((1, 1, 1), (4, 2, 2), (2, 3, 1)):
+            torch.set_num_threads(given)
+            with helpers.helped(ASKED, jobs):
+                assert torch.get_num_threads() == each
+            assert torch.get_num_threads() == given
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [("--helper", "2"), ("--helper", "1"), ("--helper", "1")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -342,7 +342,7 @@ def finish(plan: Plan, out: Path, cells: Sequence[Cell]) -> None:
             key = key_of({"sets": keys})
             if key in records or not mine or not all(r.get("kind") == "cell" for r in found):
                 continue
-            made = _all(out, mine)
+            made = _all(out, zip(mine, found, strict=True))
             real = torch.cat([_case_photos(cell, made.shape[-1]) for cell in mine])
             if min(len(made), len(real)) < 2:
                 continue
@@ -350,8 +350,9 @@ def finish(plan: Plan, out: Path, cells: Sequence[Cell]) -> None:
             append(out, {**told, "count": [len(made), len(real)], "sets": suite.between(made, real)})
 
 
-def _all(out: Path, cells: Sequence[Cell]) -> Tensor:
-    galleries = [(Gallery(out / "pictures" / cell.shelf), cell) for cell in cells]
+def _all(out: Path, cells: Iterable[tuple[Cell, Mapping[str, Any]]]) -> Tensor:
+    """Every picture, from where the cell's record says it lies."""
+    galleries = [(Gallery(out / "pictures" / record["pictures"]), cell) for cell, record in cells]
     return torch.cat([g.load([one.number for one in cell.wanted()]) for g, cell in galleries])
 
 

@@ -31,7 +31,10 @@ class NoiseBlend(SamplerPart):
 
     Models put one thing into the middle of a picture, and would fill each region with its part of a thing that spans
     them all. So in the first ``apart`` of the steps a region sees itself in the middle of a plain grey picture, and
-    nothing of the rest (the plain ground is MultiDiffusion's, arXiv:2302.08113).
+    nothing of the rest (the plain ground is MultiDiffusion's, arXiv:2302.08113). And in a picture larger than the
+    base's own a region is looked at through a window of the base's own size around it, as MultiDiffusion does: there
+    the base draws one thing well, at the size it knows. After those first steps the cells along a region's edge are
+    the base's: that closes the seams between regions.
 
     Args:
         bb: The backbone, on which nothing of the regions' concepts is attached.
@@ -63,22 +66,34 @@ class NoiseBlend(SamplerPart):
                 if number not in texts:
                     texts[number] = self._text(region.prompt, len(moment.x))
                 mask = inside(region.mask, (pred.shape[-2], pred.shape[-1])).to(pred.device)
-                x, move = moment.x, (0, 0)
+                rows, columns = self._window(mask)
+                here, x, move = mask[rows, columns], moment.x[..., rows, columns], (0, 0)
                 if moment.step < self.apart * moment.steps:
-                    move = to_middle(mask)
-                    ground = self._ground(moment)
-                    x = torch.where(mask.roll(move, (0, 1)), x.roll(move, (2, 3)), ground)
+                    move = to_middle(here)
+                    ground = self._ground(moment, (rows, columns))
+                    x = torch.where(here.roll(move, (0, 1)), x.roll(move, (2, 3)), ground)
+                elif self.apart:
+                    here = _worn(mask)[rows, columns]
                 own = self._predict(moment, x, texts[number]).roll((-move[0], -move[1]), (2, 3))
-            pred = torch.where(mask, own, pred)
+            pred = pred.clone()
+            pred[..., rows, columns] = torch.where(here, own, pred[..., rows, columns])
         return pred
 
-    def _ground(self, moment: Moment) -> Tensor:
-        """A plain grey picture at this time, with the noise the pictures began from."""
-        if "grey" not in moment.state:
-            height, width = (side * self.bb.down for side in moment.x.shape[-2:])
-            moment.state["grey"] = self.bb.encode(torch.zeros(1, 3, height, width))
-        grey = moment.state["grey"].to(moment.x).expand_as(moment.x)
-        return moment.path.mix(grey, moment.noise, torch.full((len(grey),), moment.t, device=grey.device))
+    def _window(self, mask: Tensor) -> tuple[slice, slice]:
+        """The rows and columns through which a region is looked at: the base's own size, or the region's if larger."""
+        own = self.bb.default_size // self.bb.down
+        down, right = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+        return _around(down, own, mask.shape[0]), _around(right, own, mask.shape[1])
+
+    def _ground(self, moment: Moment, window: tuple[slice, slice]) -> Tensor:
+        """A plain grey picture at this time, with the noise the pictures began from there."""
+        noise = moment.noise[..., window[0], window[1]]
+        height, width = noise.shape[-2:]
+        key = f"grey {height} x {width}"
+        if key not in moment.state:
+            moment.state[key] = self.bb.encode(torch.zeros(1, 3, height * self.bb.down, width * self.bb.down))
+        grey = moment.state[key].to(moment.x).expand_as(noise)
+        return moment.path.mix(grey, noise, torch.full((len(grey),), moment.t, device=grey.device))
 
     @contextmanager
     def _holding(self, number: int) -> Iterator[None]:
@@ -103,6 +118,23 @@ class NoiseBlend(SamplerPart):
     def config(self) -> dict[str, Any]:
         """Prompts and begin; it belongs to one drawing and is never saved."""
         return {"prompts": [one.prompt for one in self.regions], "begin": self.begin, "apart": self.apart}
+
+
+def _around(cells: Tensor, own: int, whole: int) -> slice:
+    """``own`` cells, or more if need be, around those given, within the whole."""
+    first, last = int(cells.min()), int(cells.max())
+    length = min(whole, max(own, last - first + 1))
+    start = min(max(0, (first + last + 1 - length) // 2), whole - length)
+    return slice(start, start + length)
+
+
+def _worn(mask: Tensor) -> Tensor:
+    """A region without its outermost cells, an eighth of its lesser side, except along the edge of the picture."""
+    down, right = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+    cells = int(min(down.max() - down.min(), right.max() - right.min()) + 1) // 8
+    outside = torch.nn.functional.pad((~mask).float()[None, None], (cells,) * 4)
+    worn = torch.nn.functional.max_pool2d(outside, 2 * cells + 1, stride=1)[0, 0] < 0.5
+    return worn if worn.any() else mask  # a thin or ragged region may be all edge
 
 
 def to_middle(mask: Tensor) -> tuple[int, int]:

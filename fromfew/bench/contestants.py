@@ -40,6 +40,8 @@ class Drawing:
     """Number of the picture: prompt times pictures a prompt, plus which of them."""
     prompt: int
     seed: int
+    size: tuple[int, int] | None = None
+    """Height and width in px; the base's own if left out."""
 
 
 class Ready(ABC):
@@ -166,10 +168,10 @@ class Drawer(Ready):
 
         said = [self.prompt(one) for one in run]
         first = run[0]
-        how: dict[str, Any] = {}
+        how: dict[str, Any] = {"size": first.size} if first.size else {}
         if self.regions:
             regions = first.subject.prompts[first.prompt].regions(self.words(first))
-            how = {"regions": regions, "region_method": self.regions}
+            how |= {"regions": regions, "region_method": self.regions}
         drawn = make(self.bb, said, self.concepts, seed=first.seed, first=first.number, **how, **self.options)
         return drawn.tensor
 

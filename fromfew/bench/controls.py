@@ -48,14 +48,23 @@ class Base(Control):
 
 @dataclass(frozen=True, eq=False)
 class _Paster(Ready):
-    photos: Tensor
+    photos: tuple[Tensor, ...]
 
     def draw(self, wanted: Sequence[Drawing]) -> Tensor:
-        return self.photos[[one.number % len(self.photos) for one in wanted]]
+        return torch.stack([self._one(one) for one in wanted])
+
+    def _one(self, one: Drawing) -> Tensor:
+        sets = self.photos if one.size and _squares_across(one.size) > 1 else self.photos[:1]
+        return torch.cat([photos[one.number % len(photos)] for photos in sets], -1)
+
+
+def _squares_across(size: tuple[int, int]) -> int:
+    """How many square pictures stand side by side in one of this height and width."""
+    return size[1] // size[0]
 
 
 class Paste(Control):
-    """A cheat: returns a photo, whatever the prompt says."""
+    """A cheat: returns a photo, or in wide pictures one of each thing side by side, whatever the prompt says."""
 
     name = "paste"
 
@@ -63,7 +72,7 @@ class Paste(Control):
         self, bb: Backbone, subject: Subject, *, seed: int, folder: Path, watch: Watch | None
     ) -> _Paster:
         """Keeps the photos."""
-        return _Paster(pictures_of(subject.parts[0].load("<v>"), bb.default_size)[0])
+        return _Paster(tuple(pictures_of(part.load("<v>"), bb.default_size)[0] for part in subject.parts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +95,13 @@ class _Renderer(Ready):
         else:
             items = [Item(str(want.object), colour=want.colour)]
         items += [Item(want.second)] if want.second else []
-        scene = Scene(tuple(items), want.context or "white", want.style or "plain", want.relation)
-        return pictures_of(References.of(draw(scene, rng).picture, noun="picture"), self.side)[0][0]
+        wide = one.size is not None and _squares_across(one.size) > 1
+        scene = Scene(tuple(items), want.context or "white", want.style or "plain", want.relation, wide=wide)
+        picture = draw(scene, rng).picture
+        squares = [picture.crop((left, 0, left + picture.height, picture.height))
+                   for left in range(0, picture.width, picture.height)]  # fmt: skip
+        sides = [pictures_of(References.of(square, noun="picture"), self.side)[0][0] for square in squares]
+        return torch.cat(sides, -1)
 
 
 class Real(Control):

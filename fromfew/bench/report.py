@@ -281,11 +281,12 @@ class _Thumbs:
 
         self.left -= 1
         with Image.open(path) as picture:
-            small = picture.convert("RGB").resize((_THUMB, _THUMB), Image.Resampling.LANCZOS)
+            width = round(_THUMB * picture.width / picture.height)
+            small = picture.convert("RGB").resize((width, _THUMB), Image.Resampling.LANCZOS)
         file = io.BytesIO()
         small.save(file, "WEBP", quality=70)
         data = base64.b64encode(file.getvalue()).decode()
-        return f'<img alt="" width="{_THUMB}" height="{_THUMB}" src="data:image/webp;base64,{data}">'
+        return f'<img alt="" width="{width}" height="{_THUMB}" src="data:image/webp;base64,{data}">'
 
 
 def _contact(thumbs: _Thumbs, cells: Sequence[Mapping[str, Any]]) -> str:

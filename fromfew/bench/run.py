@@ -56,7 +56,7 @@ class Cell:
         """Every picture of the prompts."""
         count = self.task.images
         numbers = range(len(self.subject.prompts) * count)
-        return [Drawing(self.subject, n, n // count, self.seed) for n in numbers]
+        return [Drawing(self.subject, n, n // count, self.seed, self.task.size) for n in numbers]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +91,8 @@ class Plan:
             "prompts": [[prompt.say, prompt.plain] for prompt in subject.prompts],
             "options": dict(self.options),
         }
+        if task.size is not None:
+            drawn["size"] = list(task.size)
         if (combiner := getattr(one, "combiner", None)) is not None:
             drawn["combiner"] = combiner.settings()
         if getattr(one, "regions", None):
@@ -298,7 +300,7 @@ def _prior(ready: Ready, cell: Cell, gallery: Gallery) -> Tensor | None:
 
 def case_of(cell: Cell, images: Tensor) -> Case:
     """The pictures with everything they are compared with."""
-    subject, side = cell.subject, images.shape[-1]
+    subject, side = cell.subject, min(images.shape[-2:])
     sets = [pictures_of(part.load("<v>"), side) for part in subject.parts]
     photos, masks = _joined(sets)
     kept = [pictures_of(part.held(), side) if part.held is not None else None for part in subject.parts]
@@ -343,7 +345,7 @@ def finish(plan: Plan, out: Path, cells: Sequence[Cell]) -> None:
             if key in records or not mine or not all(r.get("kind") == "cell" for r in found):
                 continue
             made = _all(out, zip(mine, found, strict=True))
-            real = torch.cat([_case_photos(cell, made.shape[-1]) for cell in mine])
+            real = torch.cat([_case_photos(cell, min(made.shape[-2:])) for cell in mine])
             if min(len(made), len(real)) < 2:
                 continue
             told = {"key": key, "kind": "set", "method": one.label, "task": f"{task.name} v{task.version}"}

@@ -105,6 +105,8 @@ class Task:
     subjects: tuple[Subject, ...]
     images: int = 1
     """Pictures of every prompt."""
+    size: tuple[int, int] | None = None
+    """Height and width of the pictures in px; the base's own if left out."""
     prior: int = 2
     """Pictures of the plain noun, for prior drift."""
     problems: tuple[str, ...] = ()
@@ -154,7 +156,11 @@ def open_task(name: str, folder: Path | None = None) -> Task:
 
 def _head(about: Mapping[str, Any]) -> Task:
     known = {"name", "version", "licence", "role", "suite", "images", "prior", "about"}
-    return Task(subjects=(), **{key: value for key, value in about.items() if key in known})
+    told = {key: value for key, value in about.items() if key in known}
+    if "size" in about:  # as on the command line: WIDTHxHEIGHT
+        width, height = (int(side) for side in about["size"].split("x"))
+        told["size"] = (height, width)
+    return Task(subjects=(), **told)
 
 
 def _world(about: Mapping[str, Any]) -> Task:

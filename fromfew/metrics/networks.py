@@ -81,8 +81,15 @@ class Detector(ABC):
 
 
 def _halved(images: Tensor) -> Tensor:
-    """What the world's evaluators look at: [B, 3, 64, 64], by averaging."""
-    return F.interpolate(images.float(), size=(64, 64), mode="area")
+    """What the world's evaluators look at: the lesser side 64 px, by averaging."""
+    return F.interpolate(images.float(), size=lesser_side(images, 64), mode="area")
+
+
+def lesser_side(images: Tensor, side: int) -> tuple[int, int]:
+    """Height and width that make the lesser of both ``side``, in eights, and keep the shape of [B, 3, H, W]."""
+    height, width = images.shape[-2:]
+    least = min(height, width)
+    return tuple(round(whole * side / least / 8) * 8 for whole in (height, width))  # type: ignore[return-value]
 
 
 class WorldPair(Reader):

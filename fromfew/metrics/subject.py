@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fromfew.metrics.base import Case, Metric
-from fromfew.metrics.networks import Sight, seen
+from fromfew.metrics.networks import Sight, lesser_side, seen
 
 __all__ = ["ClipI", "CopyRate", "DinoI", "Diversity", "DreamSim", "Each", "HeldOut", "MaskedSubject", "lpips"]
 
@@ -176,7 +176,7 @@ class CopyRate(Metric):
         return case.cache[key]
 
     def _small(self, images: Tensor) -> Tensor:
-        small = F.interpolate(images.float(), size=(self.side, self.side), mode="area") / 2
+        small = F.interpolate(images.float(), size=lesser_side(images, self.side), mode="area") / 2
         return small - F.avg_pool2d(small, 9, 1, 4, count_include_pad=False)
 
     def _rate(self, picture: Tensor, photos: Tensor) -> Tensor:

@@ -48,13 +48,16 @@ class Judge(nn.Module):
 def squares(image: Tensor, relation: str | None) -> Tensor:
     """The two sides of a picture, each a square that fills the view: [2, 3, H, W], left and right or top and bottom.
 
-    Things of a pair stand in these squares as a single thing stands in a whole picture.
+    Things of a pair stand in these squares as a single thing stands in a whole picture. The sides of a picture twice as
+    wide as high are squares already.
 
     Args:
         image: [3, H, W].
         relation: which sides: top and bottom for "above", else left and right.
     """
     height, width = image.shape[-2:]
+    if width >= 2 * height:
+        return torch.stack([image[..., :height], image[..., -height:]])
     h, w = height // 2, width // 2
     if relation == "above":
         corners = ((0, w // 2), (h, w // 2))

@@ -56,6 +56,8 @@ class Scene:
     style: str = "plain"
     relation: str | None = None
     caption: str = ""
+    wide: bool = False
+    """Whether the picture is twice as wide, each of two things standing in its half as it stands alone in a picture."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Drawn:
     scene: Scene
     picture: Image.Image
     alphas: tuple[np.ndarray, ...]
-    """One [128, 128] uint8 alpha for every item."""
+    """One uint8 alpha for every item, [128, 128], or [128, 256] of a wide scene."""
 
     @cached_property
     def boxes(self) -> tuple[tuple[int, int, int, int], ...]:
@@ -86,6 +88,9 @@ class Drawn:
 def draw(scene: Scene, rng: np.random.Generator) -> Drawn:
     """Draw a scene: places, background and the tilt of heads come from ``rng``."""
     picture = background(scene.context, rng)
+    if scene.wide:
+        ground = np.asarray(picture)
+        picture = Image.fromarray(np.concatenate([ground, ground[:, ::-1]], 1))
     alphas: list[np.ndarray] = []
     for item, (x, y, size) in zip(scene.items, _places(scene, rng), strict=True):
         thing = item.picture().resize((size, size), Image.Resampling.BILINEAR)
@@ -110,14 +115,22 @@ those apart rather than on learning what things look like.
 def _places(scene: Scene, rng: np.random.Generator) -> list[tuple[int, int, int]]:
     """(left, top, size) of every item, in whole cells."""
     if len(scene.items) == 1:
-        left, top = rng.choice((1, 2, 3, 4), p=(0.1, 0.4, 0.4, 0.1)), rng.choice((2, 3, 4), p=(0.25, 0.5, 0.25))
-        return [(int(left) * CELL, int(top) * CELL, 11 * CELL)]
+        return [_alone(rng)]
+    if scene.wide:
+        halves = (1, 0) if scene.relation == "right" else (0, 1)
+        return [(left + half * SIZE, top, side) for half, (left, top, side) in ((h, _alone(rng)) for h in halves)]
     size, last = 7 * CELL, SIZE - 7 * CELL
     ends = [int(rng.integers(2)) * CELL, last - int(rng.integers(2)) * CELL]
     if scene.relation == "above":
         return [(int(rng.integers(3, 7)) * CELL, end, size) for end in ends]
     order = (1, 0) if scene.relation == "right" else (0, 1)
     return [(ends[order.index(i)], int(rng.integers(5, 9)) * CELL, size) for i in (0, 1)]
+
+
+def _alone(rng: np.random.Generator) -> tuple[int, int, int]:
+    """(left, top, size) of a thing that has a square to itself."""
+    left, top = rng.choice((1, 2, 3, 4), p=(0.1, 0.4, 0.4, 0.1)), rng.choice((2, 3, 4), p=(0.25, 0.5, 0.25))
+    return int(left) * CELL, int(top) * CELL, 11 * CELL
 
 
 def _shadow(picture: Image.Image, x: int, y: int, size: int) -> None:

@@ -127,7 +127,7 @@ def _among(judge: WorldJudge, image: Tensor, want: Want, thing: str) -> bool:
     """Whether the judge names a thing when it looks at the whole picture or at one of its two sides."""
     from fromfew.pretrain.data import OBJECTS
 
-    told = judge.told(torch.cat([image[None], squares(image, want.relation)]))["object"]
+    told = torch.cat([judge.told(some)["object"] for some in (image[None], squares(image, want.relation))])
     return OBJECTS.index(thing) in told.argmax(1).tolist()
 
 

@@ -9,7 +9,7 @@ from fromfew.cli import main
 from fromfew.concept import Card, Concept
 from fromfew.errors import FromfewError
 from fromfew.make import make, noise_of
-from fromfew.noise_blend import to_middle
+from fromfew.noise_blend import _worn, to_middle
 from fromfew.parts.layout import Layout
 from fromfew.parts.low_rank import LowRank
 from fromfew.parts.record import Record
@@ -196,6 +196,45 @@ def test_a_region_begins_in_the_middle_of_a_plain_ground():
         rolled = cells.roll(move, (0, 1))
         assert torch.equal(rolled, rolled.flip(0, 1))  # as far from either side
         assert int(rolled.sum()) == int(cells.sum())
+
+
+def test_a_region_of_a_large_picture_is_looked_at_through_a_window_of_the_bases_size(bb, two, monkeypatch):
+    """A half of a picture twice as wide is seen by a model that meets the size it knows, and nothing of the rest."""
+    side = bb.default_size
+    height, width = bb.latent_shape()[-2:]
+    seen = []
+    real = type(bb).predict
+
+    def predict(self, x, *a, **k):
+        seen.append(tuple(x.shape[-2:]))
+        return real(self, x, *a, **k)
+
+    monkeypatch.setattr(type(bb), "predict", predict)
+    one, other = (torch.stack([noise_of(seed, 0, (bb.latent_channels, height, 2 * width))]) for seed in (0, 1))
+    mixed = torch.cat([one[..., :width], other[..., width:]], -1)
+    how = {"regions": {"<a>": LEFT, "<b>": RIGHT}, "region_method": "noise", "steps": 1, "size": (side, 2 * side)}
+    drawn = [make(bb, BOTH, two, latents=noise, **how) for noise in (one, mixed)]
+    assert seen == 2 * [(height, 2 * width), (height, width), (height, width)]
+    assert drawn[0].tensor.shape[-2:] == (side, 2 * side)
+    alone = make(bb, "a <a> cat", two[:1], latents=one[..., :width], steps=1).latents
+    for picture in drawn:
+        assert torch.allclose(columns(picture.latents, LEFT), alone, atol=2e-4)
+    assert not torch.allclose(columns(drawn[0].latents, RIGHT), columns(drawn[1].latents, RIGHT), atol=1e-2)
+
+
+def test_seams_are_the_bases_and_edges_of_the_picture_are_not():
+    left = inside(mask(LEFT), (16, 32))
+    worn = _worn(left)
+    assert bool(worn[:, :14].all())
+    assert not bool(worn[:, 14:].any())
+    everything = torch.ones(16, 16, dtype=torch.bool)
+    assert torch.equal(_worn(everything), everything)
+    speck = torch.zeros(16, 16, dtype=torch.bool)
+    speck[3, 5] = True
+    assert torch.equal(_worn(speck), speck)
+    inner = inside(mask((0.25, 0.25, 0.75, 0.75)), (16, 16))
+    assert int(inner.sum()) == 64
+    assert int(_worn(inner).sum()) == 36
 
 
 def test_what_is_outside_a_region_is_not_seen_at_first(bb, two):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
     from fromfew.bench.task import Subject
     from fromfew.fit import Watch
+    from fromfew.references import References
 
 __all__ = ["CONTROLS", "Base", "Control", "Paste", "Real"]
 
@@ -48,19 +49,19 @@ class Base(Control):
 
 @dataclass(frozen=True, eq=False)
 class _Paster(Ready):
-    photos: tuple[Tensor, ...]
+    photos: tuple[References, ...]
+    side: int
 
     def draw(self, wanted: Sequence[Drawing]) -> Tensor:
-        return torch.stack([self._one(one) for one in wanted])
-
-    def _one(self, one: Drawing) -> Tensor:
-        sets = self.photos if one.size and _squares_across(one.size) > 1 else self.photos[:1]
-        return torch.cat([photos[one.number % len(photos)] for photos in sets], -1)
+        side, wide = _shape(wanted[0], self.side)
+        sets = [pictures_of(refs, side)[0] for refs in (self.photos if wide else self.photos[:1])]
+        return torch.stack([torch.cat([photos[one.number % len(photos)] for photos in sets], -1) for one in wanted])
 
 
-def _squares_across(size: tuple[int, int]) -> int:
-    """How many square pictures stand side by side in one of this height and width."""
-    return size[1] // size[0]
+def _shape(one: Drawing, side: int) -> tuple[int, bool]:
+    """Height of a picture, and whether two squares of it stand side by side."""
+    height, width = one.size or (side, side)
+    return height, width >= 2 * height
 
 
 class Paste(Control):
@@ -72,7 +73,7 @@ class Paste(Control):
         self, bb: Backbone, subject: Subject, *, seed: int, folder: Path, watch: Watch | None
     ) -> _Paster:
         """Keeps the photos."""
-        return _Paster(tuple(pictures_of(part.load("<v>"), bb.default_size)[0] for part in subject.parts))
+        return _Paster(tuple(part.load("<v>") for part in subject.parts), bb.default_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +96,13 @@ class _Renderer(Ready):
         else:
             items = [Item(str(want.object), colour=want.colour)]
         items += [Item(want.second)] if want.second else []
-        wide = one.size is not None and _squares_across(one.size) > 1
+        side, wide = _shape(one, self.side)
         scene = Scene(tuple(items), want.context or "white", want.style or "plain", want.relation, wide=wide)
         picture = draw(scene, rng).picture
         squares = [picture.crop((left, 0, left + picture.height, picture.height))
                    for left in range(0, picture.width, picture.height)]  # fmt: skip
-        sides = [pictures_of(References.of(square, noun="picture"), self.side)[0][0] for square in squares]
-        return torch.cat(sides, -1)
+        halves = [pictures_of(References.of(square, noun="picture"), side)[0][0] for square in squares]
+        return torch.cat(halves, -1)
 
 
 class Real(Control):

@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fromfew.bench.contestants import Drawing, contestant, pictures_of
-from fromfew.bench.controls import Real
+from fromfew.bench.controls import Paste, Real
 from fromfew.bench.records import read
+from fromfew.bench.report import report
 from fromfew.bench.run import bench, case_of
 from fromfew.bench.task import open_task
 from fromfew.metrics.base import Case
@@ -106,6 +108,41 @@ def drawn():
     things = tuple(pictures_of(part.load("<v>"), 128)[0] for part in subject.parts)
     wants = tuple(prompt.want for prompt in subject.prompts)
     return Case(images, ("",) * len(images), torch.cat(things), wants=wants, things=things)
+
+
+def test_wide_pictures_show_each_thing_as_it_stands_alone():
+    from fromfew.metrics.suites import world
+
+    task = open_task("world/wide-pairs")
+    assert task.size == (128, 256)
+    subject = task.subjects[1]
+    orders = [Drawing(subject, n, n, 0, task.size) for n in range(len(subject.prompts))]
+    things = tuple(pictures_of(part.load("<v>"), 128)[0] for part in subject.parts)
+    images = Real({}).learn(Side(), subject, seed=0, folder=None, watch=None).draw(orders)
+    assert images.shape == (8, 3, 128, 256)
+    pasted = Paste({}).learn(Side(), subject, seed=0, folder=None, watch=None).draw(orders)
+    assert torch.equal(pasted[0], torch.cat([photos[0] for photos in things], -1))
+    suite = {metric.name: metric for metric in world().metrics}
+    wants = tuple(prompt.want for prompt in subject.prompts)
+    real, fake = (Case(x, ("",) * 8, torch.cat(things), wants=wants, things=things) for x in (images, pasted))
+    assert float(suite["all-drawn"](real).mean()) >= 7 / 8
+    turned = Case(images.roll(128, -1), ("",) * 8, real.photos, wants=wants, things=things)
+    ordered = torch.tensor([want.relation != "and" for want in wants])
+    assert float(suite["relation-drawn"](real).mean()) == 1
+    assert float(suite["relation-drawn"](turned)[ordered].mean()) == 0
+    assert float(suite["copy-rate"](fake).mean()) > 0.8 > float(suite["copy-rate"](real).mean())
+
+
+def test_a_task_of_wide_pictures_runs(plan, tmp_path):
+    order = plan(methods=("base", "paste", "real"), task="world/wide-pairs", subjects=1, prompts=1)
+    who = [contestant("custom-diffusion@noise", QUICK, order.options), *order.contestants]
+    summary = bench(replace(order, contestants=who), tmp_path)
+    records = [one for one in read(tmp_path) if one["kind"] != "set"]
+    assert (summary.failed, summary.refused, summary.done) == (0, 0, 4), [one.get("why") for one in records]
+    for one in records:
+        with Image.open(tmp_path / "pictures" / one["pictures"] / "00000.webp") as picture:
+            assert picture.size == (256, 128)
+    assert report(tmp_path).html.exists()
 
 
 def swapped(case):

@@ -180,7 +180,7 @@ def test_the_real_control_draws_what_every_world_task_asks_for(plan):
         cell = built.cells()[0]
         ready = cell.contestant.learn(built.bb, task.subjects[0], seed=0, folder=None, watch=None)
         drawn = ready.draw(cell.wanted())
-        assert drawn.shape == (8, 3, built.bb.default_size, built.bb.default_size)
+        assert drawn.shape == (8, 3, *(task.size or (built.bb.default_size, built.bb.default_size)))
         assert (ready.draw(cell.wanted()) == drawn).all()
 
 

@@ -20,7 +20,7 @@ from fromfew.guidance import CFG, Distilled, Guide
 from fromfew.parts.record import Record
 from fromfew.ports.part import attached
 from fromfew.ports.sampler import Moment, attached_samplers
-from fromfew.regions import FIND, enter
+from fromfew.regions import FIND, cramped, enter
 from fromfew.rows import Rows
 
 _LEAD = -1  # index of a picture that is drawn first in every batch and left out of the result
@@ -131,18 +131,20 @@ def make(  # noqa: PLR0913
     pairs = _pairs(concepts)
     told = order.told() | {"own_noise": latents is not None, "concepts": [_describe(*pair) for pair in pairs]}
     prompts = order.prompts
+    small: list[str] = []
     with torch.no_grad(), ExitStack() as stack:
         if regions:
             told["regions"] = {what: _plain(where) for what, where in regions.items()}
             told["region_method"] = region_method
             order = enter(order, pairs, regions, region_method, stack)
+            small = cramped(regions, order.size, bb.default_size) if region_method == "noise" else []
         else:
             for concept, strength in pairs:
                 stack.enter_context(bb.attach(concept, strength=strength))
         runs = order.runs(noise, batch)
         drawn = torch.cat([run.draw(_ticks(watch, i, len(runs))) for i, run in enumerate(runs)])
         pictures = torch.cat([bb.decode(z) for z in drawn.split(max(1, batch))]).float().clamp(-1, 1).cpu()
-        warnings = dict.fromkeys([*_strange(order), *(w for run in runs for w in run.text.warnings)])
+        warnings = dict.fromkeys([*small, *_strange(order), *(w for run in runs for w in run.text.warnings)])
     provenance = [{"prompt": p, "index": i, **told} for i, p in zip(order.indices, prompts, strict=True)]
     return Images(pictures, provenance, drawn.cpu(), tuple(warnings))
 

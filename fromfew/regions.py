@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FIND", "METHODS", "Box", "Region", "Regional",
-    "enter", "found_regions", "generic", "inside", "read_regions",
+    "cramped", "enter", "found_regions", "generic", "inside", "read_regions",
 ]  # fmt: skip
 
 FIND = "find"
@@ -121,6 +121,30 @@ def read_regions(
         else:
             mask = _rasterised(_box(tuple(where), size, what))
         found.append(Region(prompt, mask, words))
+    return found
+
+
+def cramped(told: Mapping[str, Any], size: tuple[int, int], own: int) -> list[str]:
+    """What to know of boxes that are much smaller than the pictures a base draws: things are cut or smeared there.
+
+    Args:
+        told: Regions as `make` takes them.
+        size: Height and width of the picture in px.
+        own: Side of the base's own pictures in px.
+    """
+    found = []
+    for what, where in told.items():
+        if isinstance(where, str | Tensor):
+            continue
+        x0, y0, x1, y1 = _box(tuple(where), size, what)
+        height, width = round((y1 - y0) * size[0]), round((x1 - x0) * size[1])
+        if height * width < 0.6 * own * own:
+            across, down = (-(-side * own // least) for side, least in ((size[1], width), (size[0], height)))
+            roomy = f"{max(size[1], across)}x{max(size[0], down)}"
+            found.append(
+                f"The region of '{what}' is {width} x {height} px, and this base draws one thing in {own} x {own}: it "
+                f"may come out cut. A picture of {roomy} (width x height) gives it that room."
+            )
     return found
 
 

@@ -56,7 +56,8 @@ def grid(rows: Sequence[Sequence[tuple[Image, str]]], *, title: str = "", cell: 
     Args:
         rows: (picture, caption) pairs; rows may differ in length.
         title: A line above all.
-        cell: Side in pixels of the square that a picture is fitted into; smaller on huge pages.
+        cell: Side in pixels of the square that a picture is fitted into; smaller on huge pages. A row is as high as
+            its highest picture.
 
     Raises:
         FromfewError: There is no picture.
@@ -73,7 +74,9 @@ def grid(rows: Sequence[Sequence[tuple[Image, str]]], *, title: str = "", cell: 
     probe = ImageDraw.Draw(Pil.new("RGB", (8, 8)))
     probe.font = ImageFont.load_default(_FONT)
     texts = [[_wrapped(probe, caption, cell) for _, caption in row] for row in rows]
-    heights = [cell + _LINE * max(map(len, row)) + 2 * _GAP for row in texts]
+    shown = [[_fitted(image, cell) for image, _ in row] for row in rows]
+    highest = [max(image.height for image in row) for row in shown]
+    heights = [most + _LINE * max(map(len, row)) + 2 * _GAP for most, row in zip(highest, texts, strict=True)]
     width = columns * (cell + _GAP) + _GAP
     heading = _wrapped(probe, title, width - 2 * _GAP)
     top = _GAP + _LINE * len(heading) + (_GAP if heading else 0)
@@ -82,12 +85,12 @@ def grid(rows: Sequence[Sequence[tuple[Image, str]]], *, title: str = "", cell: 
     draw.font = probe.font
     for number, line in enumerate(heading):
         draw.text((_GAP, _GAP + _LINE * number), line, fill="black")
-    for row, lines, height in zip(rows, texts, heights, strict=True):
-        for column, ((image, _), caption) in enumerate(zip(row, lines, strict=True)):
-            left, fitted = _GAP + column * (cell + _GAP), _fitted(image, cell)
-            page.paste(fitted, (left + (cell - fitted.width) // 2, top + (cell - fitted.height) // 2))
+    for row, lines, most, height in zip(shown, texts, highest, heights, strict=True):
+        for column, (fitted, caption) in enumerate(zip(row, lines, strict=True)):
+            left = _GAP + column * (cell + _GAP)
+            page.paste(fitted, (left + (cell - fitted.width) // 2, top + (most - fitted.height) // 2))
             for number, line in enumerate(caption):
-                draw.text((left, top + cell + 4 + _LINE * number), line, fill=(60, 60, 60))
+                draw.text((left, top + most + 4 + _LINE * number), line, fill=(60, 60, 60))
         top += height
     return page
 

@@ -30,8 +30,8 @@ SHOWN = (
     "prior-drift",
 )  # fmt: skip
 BOARD = (
-    "dino-i", "subject-masked", "clip-i", "clip-t", "object-drawn", "second-drawn", "relation-drawn", "each-own",
-    "bleeding", "context-drawn", "style-drawn", "copy-rate", "prior-drift",
+    "all-drawn", "dino-i", "subject-masked", "clip-i", "clip-t", "object-drawn", "second-drawn", "relation-drawn",
+    "each-own", "bleeding", "context-drawn", "style-drawn", "copy-rate", "prior-drift",
 )  # fmt: skip
 MOST_SUBJECTS, MOST_PROMPTS, SIDE = 3, 6, 112
 

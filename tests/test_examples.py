@@ -9,16 +9,18 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+EXAMPLES = [
+    ("learn_and_make.py", 4, ["sheet.png"]),
+    ("two_subjects.py", 2, ["sheet.png"]),
+    ("without_learning.py", 3, ["ip-adapter.png", "style-aligned.png"]),
+]
 
 
 def test_every_example_is_run_here():
-    assert {path.name for path in (ROOT / "examples").glob("*.py")} == {"learn_and_make.py", "without_learning.py"}
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == {script for script, *_ in EXAMPLES}
 
 
-@pytest.mark.parametrize(
-    ("script", "steps", "sheets"),
-    [("learn_and_make.py", 4, ["sheet.png"]), ("without_learning.py", 3, ["ip-adapter.png", "style-aligned.png"])],
-)
+@pytest.mark.parametrize(("script", "steps", "sheets"), EXAMPLES)
 def test_an_example_runs_and_leaves_its_sheets(tmp_path, script, steps, sheets):
     command = [sys.executable, str(ROOT / "examples" / script), "--steps", str(steps), "--out", str(tmp_path)]
     subprocess.run(command, check=True, cwd=tmp_path)

@@ -18,7 +18,7 @@ from fromfew.parts.word import Word
 from fromfew.ports.attention import AttentionPart
 from fromfew.ports.part import Parts
 from fromfew.ports.sampler import SamplerPart
-from fromfew.regions import generic, inside, read_regions
+from fromfew.regions import cramped, generic, inside, read_regions
 from fromfew.rows import Rows
 from fromfew.testing.contract import check_part
 from fromfew.testing.tiny import tiny
@@ -346,3 +346,14 @@ def test_the_command_line_takes_regions_and_repeats_them(bb, two, tmp_path, monk
         assert said in capsys.readouterr().err
     assert main([*words[:1], "a <a> cat", *words[2:], "--region", "<b>=0,0,1,1"]) == 2
     assert "does not call <b>" in capsys.readouterr().err
+
+
+def test_small_regions_are_spoken_of_with_a_size_that_gives_them_room(bb, two):
+    side = bb.default_size
+    how = {"regions": {"<a>": LEFT, "<b>": RIGHT}, "region_method": "noise", "steps": 1}
+    told = make(bb, BOTH, two, **how).warnings
+    assert sum(f"A picture of {2 * side}x{side}" in one for one in told) == 2
+    assert not any("region" in one for one in make(bb, BOTH, two, size=(side, 2 * side), **how).warnings)
+    quarter = {"<a>": (0, 0, 0.5, 0.5)}
+    assert f"{2 * side}x{2 * side}" in cramped(quarter, (side, side), side)[0]
+    assert cramped({"<a>": "find", "<b>": (0, 0, 1, 0.7)}, (side, side), side) == []

@@ -42,3 +42,12 @@ def test_an_empty_sheet_and_a_missing_caption_are_refused():
         contact_sheet([], [])
     with pytest.raises(FromfewError, match="need as many captions"):
         contact_sheet([Image.new("RGB", (8, 8))], [])
+
+
+def test_a_row_is_as_high_as_its_highest_picture():
+    wide, square = Image.new("RGB", (256, 128), "red"), Image.new("RGB", (128, 128), "red")
+    tall, flat = grid([[(square, "")]], cell=96), grid([[(wide, "")]], cell=96)
+    assert tall.size[0] == flat.size[0]
+    assert tall.size[1] - flat.size[1] == 48
+    mixed = grid([[(wide, ""), (square, "")]], cell=96)
+    assert mixed.size[1] == tall.size[1]

@@ -83,7 +83,7 @@ class NoiseBlend(SamplerPart):
         """The rows and columns through which a region is looked at: the base's own size, or the region's if larger."""
         own = self.bb.default_size // self.bb.down
         down, right = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-        return _around(down, own, mask.shape[0]), _around(right, own, mask.shape[1])
+        return _around(down, own, mask.shape[0], self.bb.patch), _around(right, own, mask.shape[1], self.bb.patch)
 
     def _ground(self, moment: Moment, window: tuple[slice, slice]) -> Tensor:
         """A plain grey picture at this time, with the noise the pictures began from there."""
@@ -120,10 +120,10 @@ class NoiseBlend(SamplerPart):
         return {"prompts": [one.prompt for one in self.regions], "begin": self.begin, "apart": self.apart}
 
 
-def _around(cells: Tensor, own: int, whole: int) -> slice:
-    """``own`` cells, or more if need be, around those given, within the whole."""
+def _around(cells: Tensor, own: int, whole: int, patch: int) -> slice:
+    """``own`` cells, or more if need be, in whole patches around those given, within the whole."""
     first, last = int(cells.min()), int(cells.max())
-    length = min(whole, max(own, last - first + 1))
+    length = min(whole, max(own, -(-(last - first + 1) // patch) * patch))
     start = min(max(0, (first + last + 1 - length) // 2), whole - length)
     return slice(start, start + length)
 

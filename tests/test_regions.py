@@ -9,7 +9,7 @@ from fromfew.cli import main
 from fromfew.concept import Card, Concept
 from fromfew.errors import FromfewError
 from fromfew.make import make, noise_of
-from fromfew.noise_blend import _worn, to_middle
+from fromfew.noise_blend import _around, _worn, to_middle
 from fromfew.parts.layout import Layout
 from fromfew.parts.low_rank import LowRank
 from fromfew.parts.record import Record
@@ -220,6 +220,16 @@ def test_a_region_of_a_large_picture_is_looked_at_through_a_window_of_the_bases_
     for picture in drawn:
         assert torch.allclose(columns(picture.latents, LEFT), alone, atol=2e-4)
     assert not torch.allclose(columns(drawn[0].latents, RIGHT), columns(drawn[1].latents, RIGHT), atol=1e-2)
+
+
+def test_windows_lie_around_their_regions_within_the_picture():
+    for cells, own, patch, found in (
+        (range(16), 16, 1, (0, 16)), (range(16, 32), 16, 1, (16, 32)), (range(6, 10), 16, 1, (0, 16)),
+        (range(20, 24), 16, 1, (14, 30)), (range(28, 32), 16, 1, (16, 32)), (range(3, 22), 16, 2, (2, 22)),
+    ):  # fmt: skip
+        window = _around(torch.tensor(list(cells)), own, 32, patch)
+        assert (window.start, window.stop) == found
+        assert set(cells) <= set(range(window.start, window.stop))
 
 
 def test_seams_are_the_bases_and_edges_of_the_picture_are_not():

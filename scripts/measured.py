@@ -37,8 +37,9 @@ MOST_SUBJECTS, MOST_PROMPTS, SIDE = 3, 6, 112
 
 
 def folders() -> list[Path]:
-    """The committed folders of records."""
-    return sorted(file.parent for file in (ROOT / "benchmarks").glob("*/records.jsonl"))
+    """The committed folders of records; that of all methods comes first, and pages take their sheets from it."""
+    found = (file.parent for file in (ROOT / "benchmarks").glob("*/records.jsonl"))
+    return sorted(found, key=lambda folder: (folder.name != "objects", folder.name))
 
 
 def base_name(method: str) -> str:
@@ -70,8 +71,8 @@ def figures(folder: Path) -> dict[str, str]:
 
 
 def _dull(metric: str, task: str) -> bool:
-    """Columns that say nothing about a task: everything is plain in the world's tasks of objects."""
-    return metric == "style-drawn" and not task.startswith("world/styles")
+    """Columns that say nothing about a task: everything is plain where no style is asked for."""
+    return metric == "style-drawn" and "style" not in task
 
 
 def _about(folder: Path, cells: Sequence[Mapping[str, Any]]) -> str:

@@ -27,5 +27,5 @@ for scene in ("on the beach", "in the snow", "at night", "on pink fabric"):
     drawing = {"size": (side, 2 * side), "regions": regions, "region_method": "noise"}
     images += fromfew.make(bb, prompts[-1], [taxi, gouda], seed=1, **drawing).pil
 args.out.mkdir(parents=True, exist_ok=True)
-contact_sheet(images, prompts).save(args.out / "sheet.png")
+contact_sheet(images, prompts, cell=256).save(args.out / "sheet.png")
 print(f"{len(images)} pictures on {args.out / 'sheet.png'}")

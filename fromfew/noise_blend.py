@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,20 @@ if TYPE_CHECKING:
     from fromfew.regions import Region
 
 __all__ = ["NoiseBlend", "to_middle"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """A region within its window: what stays the same from step to step."""
+
+    rows: slice
+    columns: slice
+    mask: Tensor
+    """Where the region is in the window, [h, w]."""
+    inner: Tensor
+    """The same without its edge."""
+    move: tuple[int, int]
+    """How far down and right it is from the window's middle."""
 
 
 class NoiseBlend(SamplerPart):
@@ -60,34 +75,37 @@ class NoiseBlend(SamplerPart):
         """The prediction with every region's own inside it."""
         if moment.step < self.begin * moment.steps:
             return pred
-        texts = moment.state.setdefault("texts", {})
-        for number, region in enumerate(self.regions):
+        texts, early = moment.state.setdefault("texts", {}), moment.step < self.apart * moment.steps
+        if "places" not in moment.state:
+            moment.state["places"] = [self._place(region, pred) for region in self.regions]
+        pred = pred.clone()
+        for number, (region, place) in enumerate(zip(self.regions, moment.state["places"], strict=True)):
+            x, move = moment.x[..., place.rows, place.columns], (0, 0)
+            if early:
+                move = place.move
+                x = torch.where(place.mask.roll(move, (0, 1)), x.roll(move, (2, 3)), self._ground(moment, place))
             with self._holding(number):
                 if number not in texts:
                     texts[number] = self._text(region.prompt, len(moment.x))
-                mask = inside(region.mask, (pred.shape[-2], pred.shape[-1])).to(pred.device)
-                rows, columns = self._window(mask)
-                here, x, move = mask[rows, columns], moment.x[..., rows, columns], (0, 0)
-                if moment.step < self.apart * moment.steps:
-                    move = to_middle(here)
-                    ground = self._ground(moment, (rows, columns))
-                    x = torch.where(here.roll(move, (0, 1)), x.roll(move, (2, 3)), ground)
-                elif self.apart:
-                    here = _worn(mask)[rows, columns]
                 own = self._predict(moment, x, texts[number]).roll((-move[0], -move[1]), (2, 3))
-            pred = pred.clone()
-            pred[..., rows, columns] = torch.where(here, own, pred[..., rows, columns])
+            own_here = place.mask if early or not self.apart else place.inner
+            seen = pred[..., place.rows, place.columns]
+            pred[..., place.rows, place.columns] = torch.where(own_here, own, seen)
         return pred
 
-    def _window(self, mask: Tensor) -> tuple[slice, slice]:
-        """The rows and columns through which a region is looked at: the base's own size, or the region's if larger."""
-        own = self.bb.default_size // self.bb.down
-        down, right = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-        return _around(down, own, mask.shape[0], self.bb.patch), _around(right, own, mask.shape[1], self.bb.patch)
+    def _place(self, region: Region, pred: Tensor) -> _Place:
+        """Where a region lies in a prediction, and the window of the base's own size (or the region's) around it."""
+        mask = inside(region.mask, (pred.shape[-2], pred.shape[-1])).to(pred.device)
+        own, (height, width) = self.bb.default_size // self.bb.down, mask.shape
+        top, bottom, left, right = _extent(mask)
+        rows = _around(top, bottom, own, height, self.bb.patch)
+        columns = _around(left, right, own, width, self.bb.patch)
+        here = mask[rows, columns]
+        return _Place(rows, columns, here, _worn(mask)[rows, columns], to_middle(here))
 
-    def _ground(self, moment: Moment, window: tuple[slice, slice]) -> Tensor:
+    def _ground(self, moment: Moment, place: _Place) -> Tensor:
         """A plain grey picture at this time, with the noise the pictures began from there."""
-        noise = moment.noise[..., window[0], window[1]]
+        noise = moment.noise[..., place.rows, place.columns]
         height, width = noise.shape[-2:]
         key = f"grey {height} x {width}"
         if key not in moment.state:
@@ -120,18 +138,23 @@ class NoiseBlend(SamplerPart):
         return {"prompts": [one.prompt for one in self.regions], "begin": self.begin, "apart": self.apart}
 
 
-def _around(cells: Tensor, own: int, whole: int, patch: int) -> slice:
+def _extent(mask: Tensor) -> tuple[int, int, int, int]:
+    """First row and the one after the last, first column and the one after the last, of what is true."""
+    down, right = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+    return int(down.min()), int(down.max()) + 1, int(right.min()), int(right.max()) + 1
+
+
+def _around(start: int, stop: int, own: int, whole: int, patch: int) -> slice:
     """``own`` cells, or more if need be, in whole patches around those given, within the whole."""
-    first, last = int(cells.min()), int(cells.max())
-    length = min(whole, max(own, -(-(last - first + 1) // patch) * patch))
-    start = min(max(0, (first + last + 1 - length) // 2), whole - length)
-    return slice(start, start + length)
+    length = min(whole, max(own, -(-(stop - start) // patch) * patch))
+    begin = min(max(0, (start + stop - length) // 2), whole - length)
+    return slice(begin, begin + length)
 
 
 def _worn(mask: Tensor) -> Tensor:
     """A region without its outermost cells, an eighth of its lesser side, except along the edge of the picture."""
-    down, right = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-    cells = int(min(down.max() - down.min(), right.max() - right.min()) + 1) // 8
+    top, bottom, left, right = _extent(mask)
+    cells = min(bottom - top, right - left) // 8
     outside = torch.nn.functional.pad((~mask).float()[None, None], (cells,) * 4)
     worn = torch.nn.functional.max_pool2d(outside, 2 * cells + 1, stride=1)[0, 0] < 0.5
     return worn if worn.any() else mask  # a thin or ragged region may be all edge
@@ -139,9 +162,6 @@ def _worn(mask: Tensor) -> Tensor:
 
 def to_middle(mask: Tensor) -> tuple[int, int]:
     """How far down and right a region ``[h, w]`` is moved into the middle."""
-    down, right = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+    top, bottom, left, right = _extent(mask)
     height, width = mask.shape
-    return (
-        (height - int(down.min()) - int(down.max()) - 1) // 2,
-        (width - int(right.min()) - int(right.max()) - 1) // 2,
-    )
+    return (height - top - bottom) // 2, (width - left - right) // 2

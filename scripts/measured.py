@@ -78,7 +78,9 @@ def _dull(metric: str, task: str) -> bool:
 def _about(folder: Path, cells: Sequence[Mapping[str, Any]]) -> str:
     subjects, seeds = ({one[key] for one in cells} for key in ("subject", "seed"))
     task, prompts = cells[0]["task"].split()[0], max(len(one["prompts"]) for one in cells)
-    counted = f"{len(subjects)} subjects x {prompts} prompts x {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+    fewest = min(sum(one["subject"] == subject for one in cells) for subject in subjects)
+    told = f"{fewest} to {len(seeds)}" if fewest < len(seeds) else f"{fewest}"
+    counted = f"{len(subjects)} subjects x {prompts} prompts x {told} seed{'s' if len(seeds) > 1 else ''}"
     where = f"../../{folder.relative_to(ROOT).as_posix()}/report.md"
     return f"**Measured** on `{task}`, {counted} ([all]({where})); in brackets the 95 % interval over subjects:"
 

@@ -227,7 +227,7 @@ def test_windows_lie_around_their_regions_within_the_picture():
         (range(16), 16, 1, (0, 16)), (range(16, 32), 16, 1, (16, 32)), (range(6, 10), 16, 1, (0, 16)),
         (range(20, 24), 16, 1, (14, 30)), (range(28, 32), 16, 1, (16, 32)), (range(3, 22), 16, 2, (2, 22)),
     ):  # fmt: skip
-        window = _around(torch.tensor(list(cells)), own, 32, patch)
+        window = _around(cells.start, cells.stop, own, 32, patch)
         assert (window.start, window.stop) == found
         assert set(cells) <= set(range(window.start, window.stop))
 

@@ -106,10 +106,12 @@ def pictures_of(refs: References, side: int) -> tuple[Tensor, Tensor | None]:
     """Photos as [R, 3, side, side] in [-1, 1], and their masks [R, 1, side, side] in {0, 1} if all have one."""
     from PIL import Image
 
+    from fromfew.views import picture_tensor
+
     images, masks = [], []
     for photo in refs.photos:
         small = _square(photo.image.convert("RGB"), side, Image.Resampling.LANCZOS)
-        images.append(torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 127.5 - 1)
+        images.append(picture_tensor(small))
         if photo.mask is not None:
             mask = _square(photo.mask.convert("L"), side, Image.Resampling.NEAREST)
             masks.append((torch.from_numpy(np.array(mask)) > 127).float()[None])

@@ -84,7 +84,9 @@ class _Renderer(Ready):
         return torch.stack([self._one(one) for one in wanted])
 
     def _one(self, one: Drawing) -> Tensor:
-        from fromfew.references import References
+        from PIL import Image
+
+        from fromfew.views import picture_tensor
         from fromfew.world.faces import HELD_OUT_FROM, look
         from fromfew.world.scenes import Item, Scene, draw
 
@@ -99,10 +101,8 @@ class _Renderer(Ready):
         side, wide = _shape(one, self.side)
         scene = Scene(tuple(items), want.context or "white", want.style or "plain", want.relation, wide=wide)
         picture = draw(scene, rng).picture
-        squares = [picture.crop((left, 0, left + picture.height, picture.height))
-                   for left in range(0, picture.width, picture.height)]  # fmt: skip
-        halves = [pictures_of(References.of(square, noun="picture"), side)[0][0] for square in squares]
-        return torch.cat(halves, -1)
+        size = (picture.width * side // picture.height, side)
+        return picture_tensor(picture.resize(size, Image.Resampling.LANCZOS))
 
 
 class Real(Control):

@@ -6,12 +6,12 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from fromfew.io.files import write_atomic
+from fromfew.views import picture_tensor
 
 __all__ = ["Gallery"]
 
@@ -48,5 +48,4 @@ class Gallery:
 
     def _one(self, number: int) -> Tensor:
         with Image.open(self.path(number)) as picture:
-            pixels = np.array(picture.convert("RGB"))
-        return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+            return picture_tensor(picture.convert("RGB"))

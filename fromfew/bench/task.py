@@ -158,8 +158,9 @@ def _head(about: Mapping[str, Any]) -> Task:
     known = {"name", "version", "licence", "role", "suite", "images", "prior", "about"}
     told = {key: value for key, value in about.items() if key in known}
     if "size" in about:  # as on the command line: WIDTHxHEIGHT
-        width, height = (int(side) for side in about["size"].split("x"))
-        told["size"] = (height, width)
+        from fromfew.commands.parsing import size
+
+        told["size"] = size(about["size"])
     return Task(subjects=(), **told)
 
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-__all__ = ["View", "draw_view", "frame_tensor", "mask_tensor", "pick", "picture_tensor", "see", "shrunk", "uniform"]
+if TYPE_CHECKING:
+    from fromfew.references import References
+
+__all__ = [
+    "View", "draw_view", "frame_tensor", "mask_tensor", "pick", "picture_tensor", "pictures_of", "see", "shrunk",
+    "square", "uniform",
+]  # fmt: skip
 
 
 def uniform(rng: Generator, low: float = 0.0, high: float = 1.0) -> float:
@@ -26,6 +33,28 @@ def pick(rng: Generator, count: int) -> int:
 def picture_tensor(image: Image.Image) -> Tensor:
     """[3, H, W] in [-1, 1] from an RGB picture."""
     return torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
+
+
+def pictures_of(refs: References, side: int) -> tuple[Tensor, Tensor | None]:
+    """Photos as [R, 3, side, side] in [-1, 1], and their masks [R, 1, side, side] in {0, 1} if all have one."""
+    images, masks = [], []
+    for photo in refs.photos:
+        small = square(photo.image.convert("RGB"), side)
+        images.append(picture_tensor(small))
+        if photo.mask is not None:
+            mask = square(photo.mask.convert("L"), side, Image.Resampling.NEAREST)
+            masks.append((torch.from_numpy(np.array(mask)) > 127).float()[None])
+    return torch.stack(images), torch.stack(masks) if len(masks) == len(images) else None
+
+
+def square(
+    image: Image.Image, side: int, how: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
+    """The middle square of a picture, made ``side`` px."""
+    edge = min(image.size)
+    left, top = (image.width - edge) // 2, (image.height - edge) // 2
+    middle = image.crop((left, top, left + edge, top + edge))
+    return middle if edge == side else middle.resize((side, side), how)
 
 
 @dataclass(frozen=True)

@@ -307,8 +307,8 @@ class _Probe:
 
     def _views(self, refs: References, called: str, per: int) -> tuple[Tensor, list[str], list[str], list[float]]:
         """Latents of some photos, ``per`` times each; what is said of each, the same without the word, and times."""
-        from fromfew.bench.contestants import pictures_of
         from fromfew.templates import worded
+        from fromfew.views import pictures_of
 
         refs = replace(refs, photos=refs.photos[:_MOST_LEARNED])
         latents = self.bb.encode(pictures_of(refs, self.bb.default_size)[0].to(self.bb.device, self.bb.dtype))

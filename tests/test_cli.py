@@ -17,7 +17,7 @@ from PIL import Image
 
 import fromfew
 from fromfew.cli import VERBS, main
-from fromfew.commands.console import clock
+from fromfew.commands.console import clock, progress
 from fromfew.commands.settings import settings_of
 from fromfew.registry import cards, names
 
@@ -365,6 +365,25 @@ def test_times_are_told_as_people_tell_them():
         "1 min 1 s",
         "59 min 59 s",
         "2 h 1 min",
+    ]
+
+
+def test_what_a_run_before_has_done_says_nothing_of_the_time_left(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("fromfew.commands.console.time.monotonic", lambda: now[0])
+    with progress("bench") as watch:
+        for now[0], done in ((0.0, 90), (20.0, 90), (60.0, 91), (120.0, 92)):
+            watch(done, 100, "loha")
+        now[0] = 140.0
+        watch(0, 10)  # the next stage
+        now[0] = 170.0
+        watch(3, 10)
+    assert capsys.readouterr().err.splitlines() == [
+        "bench: 90/100 loha",
+        "bench: 91/100 loha, 9 min 0 s left",
+        "bench: 92/100 loha, 8 min 0 s left",
+        "bench: 0/10",
+        "bench: 3/10, 1 min 10 s left",
     ]
 
 

@@ -10,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from fromfew.method import Learner
     from fromfew.references import References
 
-__all__ = ["PRIOR_FROM", "Contestant", "Drawer", "Drawing", "Method", "Ready", "contestant", "pictures_of", "spelled"]
+__all__ = ["PRIOR_FROM", "Contestant", "Drawer", "Drawing", "Method", "Ready", "contestant", "spelled"]
 
 PRIOR_FROM = 10_000
 """Numbers of the pictures of the plain noun, away from those of the prompts."""
@@ -100,30 +99,6 @@ class Contestant(ABC):
         self, bb: Backbone, subject: Subject, *, seed: int, folder: Path, watch: Watch | None
     ) -> Ready:
         """Learn a subject; what is learned is kept in the folder and found there again."""
-
-
-def pictures_of(refs: References, side: int) -> tuple[Tensor, Tensor | None]:
-    """Photos as [R, 3, side, side] in [-1, 1], and their masks [R, 1, side, side] in {0, 1} if all have one."""
-    from PIL import Image
-
-    from fromfew.views import picture_tensor
-
-    images, masks = [], []
-    for photo in refs.photos:
-        small = _square(photo.image.convert("RGB"), side, Image.Resampling.LANCZOS)
-        images.append(picture_tensor(small))
-        if photo.mask is not None:
-            mask = _square(photo.mask.convert("L"), side, Image.Resampling.NEAREST)
-            masks.append((torch.from_numpy(np.array(mask)) > 127).float()[None])
-    return torch.stack(images), torch.stack(masks) if len(masks) == len(images) else None
-
-
-def _square(image: Any, side: int, how: Any) -> Any:
-    """The centre square, made ``side`` px."""
-    edge = min(image.size)
-    left, top = (image.width - edge) // 2, (image.height - edge) // 2
-    square = image.crop((left, top, left + edge, top + edge))
-    return square if edge == side else square.resize((side, side), how)
 
 
 class Drawer(Ready):

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fromfew.bench.contestants import Contestant, Drawer, Drawing, Ready, pictures_of
+from fromfew.bench.contestants import Contestant, Drawer, Drawing, Ready
+from fromfew.views import picture_tensor, pictures_of
 
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
@@ -59,9 +60,11 @@ class _Paster(Ready):
 
 
 def _shape(one: Drawing, side: int) -> tuple[int, bool]:
-    """Height of a picture, and whether two squares of it stand side by side."""
+    """Height of a picture, and whether it is wide."""
+    from fromfew.world.scenes import is_wide
+
     height, width = one.size or (side, side)
-    return height, width >= 2 * height
+    return height, is_wide(height, width)
 
 
 class Paste(Control):
@@ -86,7 +89,6 @@ class _Renderer(Ready):
     def _one(self, one: Drawing) -> Tensor:
         from PIL import Image
 
-        from fromfew.views import picture_tensor
         from fromfew.world.faces import HELD_OUT_FROM, look
         from fromfew.world.scenes import Item, Scene, draw
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fromfew.bench.contestants import Contestant, Drawing, Ready, pictures_of
+from fromfew.bench.contestants import Contestant, Drawing, Ready
 from fromfew.bench.gallery import Gallery
 from fromfew.bench.meter import Meter
 from fromfew.bench.records import append, claimed, key_of, prepare, read
 from fromfew.bench.task import Subject, Task
 from fromfew.metrics.base import Case, score
+from fromfew.views import pictures_of
 
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone
@@ -134,25 +135,26 @@ def bench(
         out: folder of the records; several processes may share it.
         budget: minutes after which no further cell is begun.
         retry: whether to do failed cells once more.
-        watch: called as ``watch(done, total, note)``.
+        watch: called as ``watch(done, total, note)``, where what other processes have done counts too.
     """
     prepare(out)
     cells, summary = plan.cells(), Summary()
-    began = time.monotonic()
-    summary.before = len(finished(out, retry) & {cell.key for cell in cells})
+    keys, began = {cell.key for cell in cells}, time.monotonic()
+    summary.before = len(finished(out, retry) & keys)
     tried: set[str] = set()
     busy = True
     while busy:
         busy = False
         done = finished(out, retry) | tried
-        for number, cell in enumerate(cells):
+        for cell in cells:
             if cell.key in done:
                 continue
             if budget is not None and time.monotonic() - began > budget * 60:
-                summary.left = len({c.key for c in cells} - finished(out) - tried)
+                summary.left = len(keys - finished(out) - tried)
                 finish(plan, out, cells)
                 return summary
-            kind = attempt(plan, out, cell, retry, _inner(watch, number, len(cells), cell))
+            ended = len((finished(out, retry) | tried) & keys)
+            kind = attempt(plan, out, cell, retry, _inner(watch, ended, len(cells), cell))
             if kind is None:
                 busy = True
             elif kind:
@@ -184,12 +186,12 @@ def finished(out: Path, retry: bool = False) -> set[str]:
     return {one["key"] for one in read(out) if not (retry and one["kind"] == "failed")}
 
 
-def _inner(watch: Watch | None, number: int, total: int, cell: Cell) -> Watch:
+def _inner(watch: Watch | None, ended: int, total: int, cell: Cell) -> Watch:
     """Progress of learning, as a note to the progress of the run."""
 
     def tick(done: int, of: int, note: str = "") -> None:
         if watch is not None:
-            watch(number, total, f"{cell.title}: {done}/{of}")
+            watch(ended, total, f"{cell.title}: {done}/{of}")
 
     tick(0, 1)
     return tick

@@ -47,7 +47,10 @@ def clock(seconds: float) -> str:
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[..., None]]:
-    """Yield ``watch(done, total, note="")``: a bar with the time left, or lines off a terminal."""
+    """Yield ``watch(done, total, note="")``: a bar with the time left, or lines off a terminal.
+
+    What was done before the first call (by a run that is gone on with) says nothing of how long the rest takes.
+    """
     if sys.stderr.isatty():
         with _bar(title) as watch:
             yield watch
@@ -57,19 +60,19 @@ def progress(title: str) -> Iterator[Callable[..., None]]:
 
 def _lines(title: str) -> Callable[..., None]:
     began = last = time.monotonic()
-    before = 0
+    before: int | None = None
+    first = 0
 
     def watch(done: int, total: int, note: str = "") -> None:
-        nonlocal began, last, before
+        nonlocal began, last, before, first
         now = time.monotonic()
-        if done < before:  # the next stage
-            began = now
+        if before is None or done < before:  # the first, or the next, stage
+            began, first = now, done
         before = done
         if done == total or now - last > _EVERY:
             last = now
-            left = (now - began) / max(done, 1) * (total - done)
-            tail = f", {clock(left)} left" if done < total else ""
-            remark(f"{title}: {done}/{total} {note}".rstrip() + tail)
+            left = f", {clock((now - began) / (done - first) * (total - done))} left" if first < done < total else ""
+            remark(f"{title}: {done}/{total} {note}".rstrip() + left)
 
     return watch
 
@@ -83,14 +86,15 @@ def _bar(title: str) -> Iterator[Callable[..., None]]:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
+    # A cell of a bench takes minutes: the speed is that of the last quarter of an hour.
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=900) as bar:
         task = bar.add_task(title, total=None, note="")
-        before = 0
+        before: int | None = None
 
         def watch(done: int, total: int, note: str = "") -> None:
             nonlocal before
-            if done < before:  # the next stage
-                bar.reset(task)
+            if before is None or done < before:  # the first, or the next, stage
+                bar.reset(task, completed=done, total=total)
             before = done
             bar.update(task, completed=done, total=total, note=note)
 

@@ -63,15 +63,14 @@ def squares(refs: References, size: int) -> Tensor:
     """Every photo's middle square, ``[n, 3, size, size]`` in [-1, 1]; grey outside its mask, if it has one."""
     import torch
     from PIL import Image
-    from PIL.ImageOps import fit
 
-    from fromfew.data import picture_tensor
+    from fromfew.views import picture_tensor, square
 
     seen = []
     for photo in refs.photos:
         grey = Image.new("RGB", photo.image.size, (128, 128, 128))
         shown = photo.image if photo.mask is None else Image.composite(photo.image, grey, photo.mask)
-        seen.append(picture_tensor(fit(shown, (size, size))))
+        seen.append(picture_tensor(square(shown, size)))
     return torch.stack(seen)
 
 

@@ -99,7 +99,7 @@ class Each(_Looks):
 
     def __call__(self, case: Case) -> Tensor:
         """[B] in [-1, 1]; NaN without two things and a relation. Of "and" the order that is more like counts."""
-        from fromfew.metrics.truth import squares
+        from fromfew.world.evaluators import side_views
 
         values = self._nothing(case)
         if len(case.things) != 2:
@@ -108,7 +108,7 @@ class Each(_Looks):
         for i, want in enumerate(case.wants):
             if not want.relation:
                 continue
-            looked = self.sight.see(squares(case.images[i], want.relation))
+            looked = self.sight.see(side_views(case.images[i], want.relation))
             table = torch.stack([(looked @ one.T).mean(1) for one in photos])  # thing by side
             straight, crossed = table.diagonal().mean(), table.flip(1).diagonal().mean()
             if want.relation == "right" or (want.relation == "and" and crossed > straight):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fromfew.metrics.base import Case, Metric, Want
 from fromfew.metrics.networks import WorldJudge
-from fromfew.world.evaluators import squares
+from fromfew.world.evaluators import side_views
 
 __all__ = ["Bleeding", "Drawn", "Everything", "RelationFidelity", "sides", "truths"]
 
@@ -32,7 +32,7 @@ def sides(judge: WorldJudge, image: Tensor, want: Want) -> Tensor:
         image: [3, H, W].
         want: names both things and their relation.
     """
-    return judge.find(squares(image, want.relation), [str(want.object), str(want.second)]).T
+    return judge.find(side_views(image, want.relation), [str(want.object), str(want.second)]).T
 
 
 def _relation(judge: WorldJudge, image: Tensor, want: Want) -> tuple[float, bool]:
@@ -127,7 +127,7 @@ def _among(judge: WorldJudge, image: Tensor, want: Want, thing: str) -> bool:
     """Whether the judge names a thing when it looks at the whole picture or at one of its two sides."""
     from fromfew.pretrain.data import OBJECTS
 
-    told = torch.cat([judge.told(some)["object"] for some in (image[None], squares(image, want.relation))])
+    told = torch.cat([judge.told(some)["object"] for some in (image[None], side_views(image, want.relation))])
     return OBJECTS.index(thing) in told.argmax(1).tolist()
 
 

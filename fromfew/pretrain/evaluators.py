@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fromfew.pretrain.data import NOTHING, Labels, Scenes, half, to_labels, to_tensor
 from fromfew.pretrain.loop import Trainee
 from fromfew.world import faces
-from fromfew.world.evaluators import FaceId, Judge, Pair, squares, words
+from fromfew.world.evaluators import FaceId, Judge, Pair, side_views, words
 from fromfew.world.scenes import Item, Scene, draw
 from fromfew.world.vocabulary import CONTEXTS, STYLES
 
@@ -31,7 +31,7 @@ def one_side(pictures: Tensor, labels: Labels, captions: Sequence[str], step: in
     which = np.random.default_rng([step, 10]).integers(3, size=len(captions))
     for i in map(int, np.flatnonzero((labels.second != NOTHING).numpy() & (which < 2))):
         relation = "above" if " above " in captions[i] else None
-        pictures[i] = squares(pictures[i], relation)[which[i]]
+        pictures[i] = side_views(pictures[i], relation)[which[i]]
         if which[i] != (" to the right of " in captions[i]):  # this side shows the second thing
             labels.object[i], labels.colour[i] = labels.second[i], NOTHING
         labels.second[i] = NOTHING

@@ -12,7 +12,7 @@ from torch import Tensor
 from fromfew.io.files import write_atomic
 from fromfew.pretrain.autoencoder import psnr
 from fromfew.pretrain.data import COLOUR_NAMES, CONTEXT_NAMES, OBJECTS, STYLE_NAMES, half, to_tensor
-from fromfew.world.evaluators import evaluator, squares
+from fromfew.world.evaluators import evaluator, side_views
 from fromfew.world.scenes import COLOURLESS, Item, Scene, caption, draw
 from fromfew.world.vocabulary import COLOURS, CONTEXTS, CORE, STYLES, names
 
@@ -69,7 +69,7 @@ def judged(pictures: Tensor, wanted: Sequence[Scene]) -> dict[str, float]:
         asked = torch.tensor([COLOUR_NAMES.index(str(wanted[i].items[0].colour)) for i in tinted])
         found["colour"] = seen["colour"][tinted].argmax(1) == asked
     if len(wanted[0].items) == 2:  # each thing is looked for on its side
-        halves = torch.stack([squares(picture, s.relation) for picture, s in zip(pictures, wanted, strict=True)])
+        halves = torch.stack([side_views(picture, s.relation) for picture, s in zip(pictures, wanted, strict=True)])
         with torch.no_grad():
             first, second = (judge(half(halves[:, k]))["object"].topk(5, dim=1).indices for k in (0, 1))
         other = torch.tensor([OBJECTS.index(s.items[1].name) for s in wanted])

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fromfew.errors import FromfewError
 from fromfew.world.networks import Pool, Trunk
+from fromfew.world.scenes import is_wide
 
 FOLDER = Path(__file__).parent.parent / "weights" / "evaluators"
 
@@ -45,7 +46,7 @@ class Judge(nn.Module):
         return {name: head(seen) for name, head in self.heads.items()}
 
 
-def squares(image: Tensor, relation: str | None) -> Tensor:
+def side_views(image: Tensor, relation: str | None) -> Tensor:
     """The two sides of a picture, each a square that fills the view: [2, 3, H, W], left and right or top and bottom.
 
     Things of a pair stand in these squares as a single thing stands in a whole picture. The sides of a picture twice as
@@ -56,7 +57,7 @@ def squares(image: Tensor, relation: str | None) -> Tensor:
         relation: which sides: top and bottom for "above", else left and right.
     """
     height, width = image.shape[-2:]
-    if width >= 2 * height:
+    if is_wide(height, width):
         return torch.stack([image[..., :height], image[..., -height:]])
     h, w = height // 2, width // 2
     if relation == "above":

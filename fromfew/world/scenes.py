@@ -60,6 +60,15 @@ class Scene:
     """Whether the picture is twice as wide, each of two things standing in its half as it stands alone in a picture."""
 
 
+def is_wide(height: int, width: int) -> bool:
+    """Whether two squares fit into a picture side by side, as into that of a wide scene.
+
+    >>> is_wide(128, 256), is_wide(128, 192)
+    (True, False)
+    """
+    return width >= 2 * height
+
+
 @dataclass(frozen=True)
 class Drawn:
     """A picture with its ground truth."""

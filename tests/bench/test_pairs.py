@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fromfew.bench.contestants import Drawing, contestant, pictures_of
+from fromfew.bench.contestants import Drawing, contestant
 from fromfew.bench.controls import Paste, Real
 from fromfew.bench.records import read
 from fromfew.bench.report import report
@@ -16,6 +16,7 @@ from fromfew.bench.task import open_task
 from fromfew.metrics.base import Case
 from fromfew.metrics.subject import Each
 from fromfew.metrics.truth import Bleeding
+from fromfew.views import pictures_of
 
 QUICK = {"steps": 2, "batch": 2, "lr": 0.01, "prior": 0.0}
 

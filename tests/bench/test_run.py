@@ -44,6 +44,13 @@ def test_nothing_finished_is_done_again(plan, tmp_path, monkeypatch):
     assert (tmp_path / "records.jsonl").read_bytes() == before
 
 
+def test_progress_counts_what_was_done_before_and_by_others(plan, tmp_path):
+    bench(plan(methods=("paste",)), tmp_path)
+    told = []
+    bench(plan(methods=("base", "paste")), tmp_path, watch=lambda done, total, note="": told.append((done, total)))
+    assert list(dict.fromkeys(told)) == [(2, 4), (3, 4), (4, 4)]
+
+
 def test_a_run_killed_while_drawing_goes_on_to_the_same_scores(plan, tmp_path, monkeypatch):
     monkeypatch.setattr("fromfew.bench.run._CHUNK", 1)
     straight, killed = tmp_path / "straight", tmp_path / "killed"

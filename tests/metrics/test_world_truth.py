@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from fromfew.bench.contestants import Drawing, pictures_of
+from fromfew.bench.contestants import Drawing
 from fromfew.bench.controls import Real
 from fromfew.bench.task import open_task
 from fromfew.metrics.base import Case, score
 from fromfew.metrics.suites import world
+from fromfew.views import pictures_of
 
 
 class Side:

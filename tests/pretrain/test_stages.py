@@ -21,7 +21,7 @@ from fromfew.pretrain.ship import WEIGHTS
 from fromfew.pretrain.stages import BASE, STAGES, autoencoder, denoiser, find_stage, finished
 from fromfew.pretrain.text import EyeStage, Text, short, tokens
 from fromfew.pretrain.tokens import LENGTH, train_tokenizer
-from fromfew.world.evaluators import squares
+from fromfew.world.evaluators import side_views
 from fromfew.world.scenes import CATEGORY, Item, Scene, caption, draw
 from fromfew.world.vocabulary import CORE, names
 from fromfew.world.vocabulary import said as said_of
@@ -87,7 +87,7 @@ def test_the_judge_is_told_what_stands_on_the_side_it_sees(relation):
         whole = picture.clone()
         labels = to_labels(np.array([[OBJECTS.index(n) for n in names_] + [0, 0, NOTHING, NOTHING]]))
         one_side(picture, labels, [scene.caption], step)
-        sides = squares(whole[0], relation)
+        sides = side_views(whole[0], relation)
         kept = next((k for k in (0, 1) if torch.equal(picture[0], sides[k])), None)
         seen.add(kept)
         if kept is None:

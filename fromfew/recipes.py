@@ -71,8 +71,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "perfusion": {"steps": 400, "batch": 16, "lr": 3e-2, "word_lr": 6e-3, "schedule": "constant",
                       "class_images": 100},
-        "cones": {"steps": 1000, "batch": 1, "lr": 2e-5, "word_steps": 500, "word_lr": 2e-3, "schedule": "constant",
-                  "class_images": 20},
+        "cones": {"steps": 1000, "batch": 1, "lr": 2e-5, "density": 0.01, "word_steps": 500, "word_lr": 2e-3,
+                  "schedule": "constant", "class_images": 20},
         "attn-dreambooth": {
             "steps": 500, "batch": 4, "lr": 2e-6, "word_steps": 60, "word_lr": 1e-3, "attention_steps": 100,
             "attention_lr": 2e-5, "schedule": "constant", "class_images": 200,
@@ -162,8 +162,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "class_images": 8,
         },
         "perfusion": {"steps": 150, "batch": 4, "lr": 5e-2, "word_lr": 3e-2, "schedule": "cosine", "class_images": 8},
-        "cones": {"steps": 200, "batch": 4, "lr": 2e-5, "word_steps": 150, "word_lr": 5e-2, "schedule": "constant",
-                  "class_images": 8},
+        "cones": {"steps": 200, "batch": 4, "lr": 2e-5, "density": 0.05, "word_steps": 150, "word_lr": 5e-2,
+                  "schedule": "constant", "class_images": 8},
         "attn-dreambooth": {
             "steps": 100, "batch": 4, "lr": 3e-4, "word_steps": 40, "word_lr": 1e-2, "attention_steps": 40,
             "attention_lr": 1e-3, "schedule": "cosine", "class_images": 8,

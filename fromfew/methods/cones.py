@@ -34,12 +34,14 @@ CARD = {
 class Cones(Tuned):
     """Find the entries of the text's keys and values whose shutting lowers the loss on the photos, and shut them.
 
-    An entry θ is scored by ``s = Σ θ · ∂L/∂θ`` over many steps, while it shrinks by as much as it scored; the
-    highest ``density`` of every map are set to 0. Scores are the gradient of a gate ``1 - m`` on every entry, so
-    they are added up by plain gradient descent, at the rate ``lr``, from ``m = 0``.
+    An entry θ is scored by ``s = Σ θ · ∂L/∂θ`` over many steps; the highest ``density`` of every map are shut: set to
+    0, at the end and already while scores are added up, so that each is scored beside those shut so far. Scores are
+    the gradient of a gate ``1 - m`` on every entry, added up by plain gradient descent from ``m = 0``.
 
     Departs from the paper: it is rebuilt from the abstract, since the paper names no threshold and no code was
-    published; a share of every map is shut instead. With modifier "word", a word is learned first.
+    published. A share of every map is shut instead; and where the paper lets entries shrink a little as they score,
+    they are shut at once, since one by one they promise what thousands together do not keep (docs/methods/cones.md).
+    With modifier "word", a word is learned first.
 
     >>> Cones(density=0.02).density
     0.02
@@ -49,8 +51,8 @@ class Cones(Tuned):
     """What stands for the subject in prompts: a learned word, a rare token, or plain text (see text)."""
     prior: float = 1.0
     """Weight of pictures of the plain noun, which keep its meaning; 0 leaves them out."""
-    density: float = 0.01
-    """Share of entries of every map that are shut, above 0 and at most 0.5."""
+    density: float | None = None
+    """Share of entries of every map that are shut, above 0 and at most 0.5; chosen for the base if left open."""
     word_steps: int | None = None
     """Steps in which a learned word comes first; chosen for the base if left open."""
     word_lr: float | None = None
@@ -63,7 +65,7 @@ class Cones(Tuned):
             FromfewError: Naming the setting.
         """
         super().__post_init__()
-        if not 0 < self.density <= 0.5:
+        if self.density is not None and not 0 < self.density <= 0.5:
             raise FromfewError(f"density is above 0 and at most 0.5, not {self.density}.")
 
     def parts(self, bb: Backbone, refs: References, rng: Generator) -> Parts:
@@ -71,7 +73,8 @@ class Cones(Tuned):
         from fromfew.parts.neurons import Search
         from fromfew.ports.part import Parts
 
-        return Parts(word=self.word(bb, refs, rng), neurons=Search.of(bb.select("text.key", "text.value")))
+        maps = bb.select("text.key", "text.value")
+        return Parts(word=self.word(bb, refs, rng), neurons=Search.of(maps, self.density or 0.01))
 
     def stages(self, bb: Backbone, refs: References, parts: Parts, *, seed: int = 0) -> Iterable[Stage]:
         """A learned word, if there is one; then scoring, by plain descent and without a limit on the gradient."""
@@ -93,4 +96,4 @@ class Cones(Tuned):
         from fromfew.parts.neurons import Neurons
         from fromfew.ports.part import Parts
 
-        return Parts(word=parts.word, neurons=Neurons.found(parts.neurons, self.density))
+        return Parts(word=parts.word, neurons=Neurons.found(parts.neurons))

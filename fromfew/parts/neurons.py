@@ -16,28 +16,46 @@ __all__ = ["Neurons", "Search"]
 
 
 class Search(Over):
-    """``W' = W ∘ (1 - m)`` with ``m = 0`` at the start: what to learn to find the entries whose shutting helps.
+    """``W' = W ∘ (1 - h(m))``: a gate ``m`` on every entry, of which the highest above 0 are shut, ``h(m) = 1``.
 
-    The gradient of ``m`` is ``-W ∘ ∂L/∂W``: gradient descent adds up how much shutting each entry lowers the loss.
+    The gradient passes ``h`` as if it were not there (arXiv:1308.3432), and is ``-W ∘ ∂L/∂W``: gradient descent adds
+    up how much shutting each entry lowers the loss, beside those that are shut so far. None is at the start.
 
     Args:
         shapes: Path of each weight to its shape.
+        density: Share of entries of every weight that are shut at most.
     """
 
     kind = "search"
 
-    def __init__(self, shapes: Mapping[str, Sequence[int]]) -> None:
+    def __init__(self, shapes: Mapping[str, Sequence[int]], density: float) -> None:
         super().__init__(shapes)
+        self.density = density
         self.gates = nn.ParameterDict({flat(path): torch.zeros(shape) for path, shape in self._shapes.items()})
 
     @classmethod
-    def of(cls, maps: Mapping[str, nn.Module]) -> Search:
+    def of(cls, maps: Mapping[str, nn.Module], density: float) -> Search:
         """Over these maps."""
-        return cls(weights_of(maps))
+        return cls(weights_of(maps), density)
+
+    def count(self, path: str) -> int:
+        """How many entries of one weight are shut at most."""
+        return max(1, round(self.density * prod(self._shapes[path])))
+
+    def best(self, path: str) -> tuple[Tensor, Tensor]:
+        """The highest gates of one weight and their flat places, each ``[n]``."""
+        found = self.gates[flat(path)].detach().flatten().topk(self.count(path))
+        return found.values, found.indices
 
     def delta_of(self, path: str, base: Tensor) -> Tensor:
-        """``-W ∘ m``."""
-        return -base.detach().float() * self.gates[flat(path)]
+        """``-W`` where entries are shut, 0 elsewhere."""
+        gates, (values, places) = self.gates[flat(path)], self.best(path)
+        shut = torch.zeros(gates.numel(), device=gates.device).index_fill(0, places[values > 0], 1.0)
+        return -base.detach().float() * (shut.view(gates.shape) + gates - gates.detach())
+
+    def settings(self) -> dict[str, Any]:
+        """The density."""
+        return {"density": self.density}
 
 
 class Neurons(Over):
@@ -61,18 +79,15 @@ class Neurons(Over):
             self.register_buffer(flat(path), torch.zeros(count, dtype=torch.int32))
 
     @classmethod
-    def found(cls, search: Search, density: float) -> Neurons:
-        """The entries with the greatest gates over all weights, as large a share as ``density``; none below 0.
+    def found(cls, search: Search) -> Neurons:
+        """The entries of every weight that a search shuts.
 
-        Where fewer than that have a gate above 0, places are repeated, so that the number does not depend on luck.
+        Where fewer than it may shut have a gate above 0, places are repeated: the number does not depend on luck.
         """
-        shapes = search.shapes()
-        part = cls(shapes, {path: max(1, round(density * prod(shape))) for path, shape in shapes.items()})
-        for path, count in part.counts.items():
-            gates = search.gates[flat(path)].detach().flatten()
-            best = gates.topk(count)
-            chosen = torch.where(best.values > 0, best.indices, best.indices[:1])
-            part.get_buffer(flat(path)).copy_(chosen.sort().values)
+        part = cls(search.shapes(), {path: search.count(path) for path in search.shapes()})
+        for path in part.counts:
+            values, places = search.best(path)
+            part.get_buffer(flat(path)).copy_(torch.where(values > 0, places, places[:1]).sort().values)
         return part
 
     def places(self, path: str) -> Tensor:

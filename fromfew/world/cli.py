@@ -94,7 +94,7 @@ def export(subject: str, out: Path, *, n: int = 5, seed: int = 0, masks: bool = 
         n: how many, 1 to 14 for objects (one a context).
         seed: other views of the same subject.
         masks: also write exact masks.
-        captions: also write ``00.txt``, which says where the subject is.
+        captions: also write ``00.txt``, which says what is to be seen and where.
 
     Raises:
         FromfewError: there is no such subject, or ``n`` is out of range.
@@ -107,8 +107,8 @@ def export(subject: str, out: Path, *, n: int = 5, seed: int = 0, masks: bool = 
         one.picture.save(out / f"{k:02d}.png")
         if masks and subject not in HELD_OUT_STYLES:
             one.mask().save(out / f"{k:02d}.mask.png")
-        if captions and (said := said_of(subject, one)):
-            (out / f"{k:02d}.txt").write_text(said + "\n")
+        if captions:
+            (out / f"{k:02d}.txt").write_text(said_of(subject, one) + "\n")
     return noun_of(subject)
 
 

@@ -9,7 +9,7 @@ from fromfew.errors import FromfewError, unknown
 from fromfew.references import Reference, References, Role
 from fromfew.world.cli import noun_of, subjects
 from fromfew.world.faces import HELD_OUT_FROM, look
-from fromfew.world.scenes import Drawn, Item, Scene, article, draw
+from fromfew.world.scenes import Drawn, Item, Scene, article, draw, words_for
 from fromfew.world.vocabulary import CONTEXTS, CORE, HELD_OUT, HELD_OUT_STYLES, RELATIONS, names
 
 
@@ -40,12 +40,11 @@ def _scene(subject: str, context: str, rng: np.random.Generator) -> Scene:
     return Scene((Item(subject),), context)
 
 
-def said_of(subject: str, drawn: Drawn) -> str | None:
-    """What a person would write under a reference picture: the class noun and where it is; nothing under styles."""
-    if subject in HELD_OUT_STYLES:
-        return None
+def said_of(subject: str, drawn: Drawn) -> str:
+    """What a person would write under a reference picture: the class noun, or what is shown in a style, and where."""
     lead = "a portrait of " if subject.startswith("face-") else ""
-    return f"{lead}{article(noun_of(subject))} {CONTEXTS[drawn.scene.context]}"
+    shown = words_for(drawn.scene.items[0]) if subject in HELD_OUT_STYLES else noun_of(subject)
+    return f"{lead}{article(shown)} {CONTEXTS[drawn.scene.context]}"
 
 
 def together(
@@ -107,7 +106,7 @@ def references(
         seed: other views of the same subject.
         placeholder: what stands for the subject in prompts.
         masks: also give exact masks.
-        captions: also say where the subject is (see `said_of`).
+        captions: also say what is to be seen and where (see `said_of`).
     """
     if subject not in subjects() and not subject.startswith("face-"):
         raise unknown("held-out subject", subject, subjects())

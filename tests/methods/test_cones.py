@@ -6,12 +6,29 @@ import torch
 from fromfew.errors import FromfewError
 from fromfew.fit import generator, look
 from fromfew.method import find
+from fromfew.parts._over import Over
 from fromfew.parts.neurons import Neurons, Search
 from fromfew.ports.linear import flat
 from fromfew.testing.contract import few_photos, predict
 from fromfew.testing.tiny import tiny
 
 QUICK = {"steps": 4, "batch": 2, "lr": 1e-2, "prior": 0.0, "views": 2, "word_steps": 2, "word_lr": 1e-2}
+
+
+class Shrunk(Over):
+    """Entries shrink by given shares."""
+
+    kind = "shrunk"
+
+    def __init__(self, shapes, shares):
+        super().__init__(shapes)
+        self.shares = shares
+
+    def delta_of(self, path, base):
+        return -base * self.shares[flat(path)]
+
+    def sources(self, path):
+        return [self.shares[flat(path)]]
 
 
 def scored(bb, **settings):
@@ -29,7 +46,7 @@ def test_scores_are_the_sum_of_entry_times_gradient():
     bb = tiny("sd15")
     parts, stage = scored(bb, steps=1)
     path = next(iter(parts.neurons.shapes()))
-    fresh = Search.of(bb.select("text.key", "text.value"))
+    fresh = Search.of(bb.select("text.key", "text.value"), 0.01)
     from fromfew.fit import _Loop
     from fromfew.ports.part import Parts
 
@@ -48,10 +65,8 @@ def test_the_best_entries_lower_the_loss_as_their_scores_say_and_others_do_not()
     search = parts.neurons
     seed = int(torch.randint(2**62, (1,), generator=generator(0)))
 
-    def loss(gates):
-        part = Search(search.shapes()).requires_grad_(False)
-        for name, value in gates.items():
-            part.gates[name].copy_(value)
+    def loss(shares):
+        part = Shrunk(search.shapes(), shares)
         with bb.attach(parts.word):
             return look(bb, type(parts)(word=parts.word, n=part), replace(stage, train={}), seed=seed, count=1)
 
@@ -66,6 +81,23 @@ def test_the_best_entries_lower_the_loss_as_their_scores_say_and_others_do_not()
     share = 100 / len(flatted)
     others = {name: (torch.rand(value.shape, generator=rng) < share) * 0.01 for name, value in zero.items()}
     assert abs(loss(zero) - loss(others)) < 0.5 * lowered
+
+
+def test_what_is_shut_is_shut_while_scores_are_added_up():
+    bb = tiny("sd15")
+    concept = find("cones")(**QUICK, density=0.05)
+    parts = concept.parts(bb, few_photos(), generator(0))
+    path = next(iter(parts.neurons.shapes()))
+    gates, base = parts.neurons.gates[flat(path)], bb.parameter(path)
+    assert not parts.neurons.delta_of(path, base).any()
+    with torch.no_grad():
+        gates.copy_(torch.randn(gates.shape, generator=generator(1)) - 1.8)
+    delta = parts.neurons.delta_of(path, base)
+    kept = Neurons.found(parts.neurons)
+    assert torch.equal(delta, kept.delta_of(path, base))
+    assert 0 < len(kept.places(path).unique()) < parts.neurons.count(path)  # fewer lie above 0 than may be shut
+    delta.sum().backward()
+    assert torch.equal(gates.grad, -base.detach())
 
 
 def test_shut_entries_are_zero_and_all_others_the_bases():
@@ -89,10 +121,10 @@ def test_two_sets_join():
     maps = {path: bb.module(path)}
     sets = []
     for seed in (0, 1):
-        search = Search.of(maps)
+        search = Search.of(maps, 0.3)
         for value in search.gates.values():
             value.data.copy_(torch.randn(value.shape, generator=generator(seed)))
-        sets.append(Neurons.found(search, 0.3))
+        sets.append(Neurons.found(search))
     both = torch.cat([part.places(f"{path}.weight").long() for part in sets]).unique()
     assert len(both) < sum(len(part.places(f"{path}.weight")) for part in sets)
     with bb.attach(*sets):
@@ -110,12 +142,12 @@ def test_two_sets_join():
 
 def test_a_random_set_of_the_same_size_does_not_help_as_much():
     bb = tiny("sd15")
-    parts, stage = scored(bb, steps=8)
-    found = Neurons.found(parts.neurons, 0.02)
+    parts, stage = scored(bb, steps=8, density=0.02)
+    found = Neurons.found(parts.neurons)
     rng = generator(7)
     for value in parts.neurons.gates.values():
         value.data.copy_(torch.rand(value.shape, generator=rng))
-    other = Neurons.found(parts.neurons, 0.02)
+    other = Neurons.found(parts.neurons)
     losses = [
         look(bb, type(parts)(word=parts.word, neurons=part), replace(stage, train={}), seed=5, count=8)
         for part in (found, other)

@@ -9,7 +9,7 @@ from fromfew.errors import FromfewError
 from fromfew.world import faces
 from fromfew.world.cli import export, noun_of, run
 from fromfew.world.reference import references, views
-from fromfew.world.scenes import CATEGORY, Item, Scene, caption, draw, random_scene, scene_at
+from fromfew.world.scenes import CATEGORY, Item, Scene, article, caption, draw, random_scene, scene_at, words_for
 from fromfew.world.sprites import colours_of, recolour, sprite
 from fromfew.world.vocabulary import CONTEXTS, CORE, HELD_OUT, HELD_OUT_STYLES, SETS, STYLES, WIDE, names
 
@@ -108,6 +108,13 @@ def test_references_of_a_subject_come_in_different_scenes():
     assert refs.noun == "bird"
     assert len(refs.photos) == 4
     assert refs.photos[0].mask.size == (128, 128)
+
+
+def test_under_pictures_of_a_style_stands_what_they_show():
+    drawn, refs = views("blueprint", n=3), references("blueprint", n=3)
+    for one, photo in zip(drawn, refs.photos, strict=True):
+        assert photo.caption == f"{article(words_for(one.scene.items[0]))} {CONTEXTS[one.scene.context]}"
+        assert "style" not in photo.caption
 
 
 def test_export_writes_pictures_and_masks(tmp_path, capsys):

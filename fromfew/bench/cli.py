@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,7 +138,7 @@ def settings_of(given: Sequence[str], methods: Sequence[str]) -> dict[str, dict[
         FromfewError: It cannot be read, or the method does not take part.
     """
     found: dict[str, dict[str, Any]] = {}
-    methods = list(dict.fromkeys(learner_of(name) for name in methods))
+    methods = list(dict.fromkeys(one for name in methods for one in learners_of(name)))
     for text in given:
         place, equals, value = text.partition("=")
         method, dot, name = place.partition(".")
@@ -154,13 +154,21 @@ def settings_of(given: Sequence[str], methods: Sequence[str]) -> dict[str, dict[
     return found
 
 
-def learner_of(name: str) -> str:
-    """The method within a contestant's name.
+def learners_of(name: str) -> list[str]:
+    """The methods within a contestant's name.
 
-    >>> learner_of("lora+zip-lora@noise")
-    'lora'
+    >>> learners_of("lora+zip-lora@noise"), learners_of("lora/style-aligned")
+    (['lora'], ['lora', 'style-aligned'])
     """
-    return name.partition("@")[0].partition("+")[0]
+    return name.partition("@")[0].partition("+")[0].split("/")
+
+
+def _own(settings: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
+    """A contestant's settings: those of its method, or of each of several as ``METHOD.NAME``."""
+    methods = learners_of(name)
+    if len(methods) == 1:
+        return dict(settings.get(methods[0], {}))
+    return {f"{method}.{key}": value for method in methods for key, value in settings.get(method, {}).items()}
 
 
 def _plan(
@@ -176,7 +184,7 @@ def _plan(
         for problem in task.problems[:20]:
             remark(f"{task.name}: {problem}")
     options = {name: getattr(found, name) for name in ("steps", "guidance") if getattr(found, name) is not None}
-    who = [contestant(name, settings.get(learner_of(name), {}), options) for name in methods]
+    who = [contestant(name, _own(settings, name), options) for name in methods]
     suites = {name: _suite(name, found) for name in dict.fromkeys(task.suite for task in tasks)}
     bb: Backbone = open_base(found.base, found.device)
     return Plan(bb, tasks, who, range(found.seeds), suites, options)

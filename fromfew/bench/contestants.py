@@ -178,61 +178,80 @@ class Method(Contestant):
     """A method of the registry, and for several things how they come together.
 
     Args:
-        name: ``METHOD[+JOIN][@REGIONS]``: how each thing is learned; a combiner that joins what was learned apart, or
-            "joint" to learn all things at once (attached side by side if left out); and a region method.
-        settings: Of the method.
+        name: ``METHOD[/METHOD][+JOIN][@REGIONS]``: how each thing is learned, by one method or by one each; a combiner
+            that joins what was learned apart, or "joint" to learn all things at once (attached side by side if left
+            out); and a region method.
+        settings: Of the method; where there are several, of each as ``METHOD.NAME``.
         options: Of drawing.
     """
 
     def __init__(self, name: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         from fromfew.registry import COMBINERS, find
 
-        self.method, self.join, self.regions = spelled(name)
+        self.methods, self.join, self.regions = spelled(name)
         self.name, self.options = name, options
-        self.learner: Learner = find(self.method).of(settings)
+        own = [settings if len(self.methods) == 1 else _under(settings, method) for method in self.methods]
+        self.learners: list[Learner] = [find(method).of(some) for method, some in zip(self.methods, own, strict=True)]
         self.combiner = COMBINERS.find(self.join)() if self.join not in (None, "joint") else None
         self.settings = dict(settings)
 
     @property
     def learner_name(self) -> str:
         """The method's own name: a thing learned apart serves every way of joining."""
-        return self.method
+        return "/".join(self.methods)
+
+    def learner(self, nth: int) -> Learner:
+        """What learns the thing of this number."""
+        return self.learners[nth if len(self.learners) > 1 else 0]
 
     def resolved(self, bb: Backbone) -> dict[str, Any]:
         """All settings, those left open filled in for the base."""
-        return self.learner.resolved(bb).settings()
+        found = [one.resolved(bb).settings() for one in self.learners]
+        if len(found) == 1:
+            return found[0]
+        return {f"{m}.{key}": value for m, some in zip(self.methods, found, strict=True) for key, value in some.items()}
 
     def weights(self, bb: Backbone) -> str | None:
         """Of what was trained beforehand: the beginning of its file's hash."""
         from fromfew.pretrained import Pretrained
 
-        me = self.learner.resolved(bb)
-        file = me.file(bb) if isinstance(me, Pretrained) else None
-        return _hash(file, file.stat().st_mtime_ns) if file is not None and file.is_file() else None
+        resolved = [one.resolved(bb) for one in self.learners]
+        files = [one.file(bb) for one in resolved if isinstance(one, Pretrained)]
+        return " ".join(_hash(file, file.stat().st_mtime_ns) for file in files if file.is_file()) or None
 
     def suits(self, bb: Backbone, role: str, subject: Subject) -> list[str]:
-        """Its card and its needs decide."""
-        card = self.learner.card()
-        learns = card.get("learns", ("subject",))
-        wanted = dict.fromkeys(part.role or role for part in subject.parts)
-        why = [f"it learns {', '.join(learns)}, not {one}" for one in wanted if one not in learns]
-        tiny = bb.name.removeprefix("tiny-")
-        if bb.name.startswith("tiny-") and tiny not in card.get("backbones", ()):
-            why.append(f"it does not work on {bb.name}")
-        if self.join == "joint" and not card.get("joint", False):
-            why.append("it learns one thing at a time")
-        if len(subject.parts) < 2 and (self.join or self.regions):
+        """Cards and needs decide."""
+        parts = subject.parts
+        if len(self.learners) not in (1, len(parts)):
+            return [f"it names {len(self.learners)} methods, but what is to be learned are {len(parts)}"]
+        why: list[str] = []
+        if self.join == "joint" and len(self.learners) > 1:
+            why.append("what is learned at once is learned by one method")
+        if len(parts) < 2 and (self.join or self.regions):
             why.append("there is one thing only, so nothing to join or to keep apart")
-        if self.regions and any(part.role == "style" for part in subject.parts):
+        if self.regions and any(part.role == "style" for part in parts):
             why.append("a style has no region")
-        me = self.learner.resolved(bb)
-        if why or not card["photos"][1]:
-            return why + me.needs(bb)
-        return list(dict.fromkeys(one for refs in self._given(subject) for one in me.reasons(bb, refs)))
+        for i, part in enumerate(parts):
+            why += self._misfits(bb, self.learner(i), part.role or role)
+        if why:
+            return list(dict.fromkeys(why))
+        given = self._given(subject)
+        return list(dict.fromkeys(one for i, refs in enumerate(given) for one in _lacks(bb, self.learner(i), refs)))
+
+    def _misfits(self, bb: Backbone, learner: Learner, role: str) -> list[str]:
+        """What a method's card says against one thing."""
+        card, who = learner.card(), "it" if len(self.learners) == 1 else learner.name()
+        learns, tiny = card.get("learns", ("subject",)), bb.name.removeprefix("tiny-")
+        why = [] if role in learns else [f"{who} learns {', '.join(learns)}, not {role}"]
+        if bb.name.startswith("tiny-") and tiny not in card.get("backbones", ()):
+            why.append(f"{who} does not work on {bb.name}")
+        if self.join == "joint" and not card.get("joint", False):
+            why.append(f"{who} learns one thing at a time")
+        return why
 
     def _given(self, subject: Subject) -> list[References]:
         """What is learned at once: every thing apart, or all of them."""
-        refs = [self.refs(part, subject.placeholder(i)) for i, part in enumerate(subject.parts)]
+        refs = [self.refs(part, subject.placeholder(i), i) for i, part in enumerate(subject.parts)]
         return [replace(refs[0], also=tuple(refs[1:]))] if self.join == "joint" else refs
 
     def learn(
@@ -243,7 +262,7 @@ class Method(Contestant):
         if self.join == "joint":
             (together,) = self._given(subject)
             home = folder / f"{'-'.join(_file(part.name) for _, part in parts)}-joint-{seed}"
-            concept = self._learned(bb, self.learner, together, home, seed, watch)
+            concept = self._learned(bb, self.learner(0), together, home, seed, watch)
             return Drawer(bb, [concept], self.options, self.regions)
         concepts = [
             self._one(bb, part, i, len(parts), subject.placeholder(i), seed=seed, folder=folder, watch=watch)
@@ -262,16 +281,16 @@ class Method(Contestant):
         """One thing; of several, each is spelled by another rare word where the method spells them so."""
         from fromfew.parts.word import rare
 
-        learner: Any = self.learner
+        learner: Any = self.learner(nth)
         if nth and count > 1 and getattr(learner, "modifier", None) == "rare" and learner.text is None:
             learner = replace(learner, text=rare(bb, nth))
         home = folder / f"{_file(part.name)}{word.strip('<>')}-{seed}"
-        return self._learned(bb, learner, self.refs(part, word), home, seed, watch)
+        return self._learned(bb, learner, self.refs(part, word, nth), home, seed, watch)
 
-    def refs(self, part: Single, word: str) -> References:
+    def refs(self, part: Single, word: str, nth: int = 0) -> References:
         """What people have: photos (with masks only where the method or the task needs some), as many as it takes."""
         refs = part.load(word)
-        card = self.learner.card()
+        card = self.learner(nth).card()
         most, masks = card["photos"][1], part.shared or card.get("masks", False)
         photos = refs.photos if masks else tuple(replace(photo, mask=None) for photo in refs.photos)
         return replace(refs, photos=photos[:most] if most else photos)
@@ -286,7 +305,7 @@ class Method(Contestant):
         with alone(home):
             if (home / "concept.json").exists():
                 return Concept.load(home)
-            given = refs if self.learner.card()["photos"][1] else None
+            given = refs if learner.card()["photos"][1] else None
             work = home.with_name(f".{home.name}.work")
             work.mkdir(parents=True, exist_ok=True)
             concept = learner.learn(bb, given, seed=seed, watch=watch, work=work)
@@ -310,16 +329,27 @@ class Method(Contestant):
             return joined
 
 
+def _under(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """The settings that are given as ``METHOD.NAME``, by name."""
+    return {key.removeprefix(f"{method}."): value for key, value in settings.items() if key.startswith(f"{method}.")}
+
+
+def _lacks(bb: Backbone, learner: Learner, refs: References) -> list[str]:
+    """What a method lacks to learn from these photos."""
+    me = learner.resolved(bb)
+    return me.reasons(bb, refs) if learner.card()["photos"][1] else me.needs(bb)
+
+
 @lru_cache(maxsize=64)
 def _hash(file: Path, changed: int) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
-def spelled(name: str) -> tuple[str, str | None, str | None]:
-    """A contestant's name taken apart: method, how things are joined, and how they are kept in regions.
+def spelled(name: str) -> tuple[tuple[str, ...], str | None, str | None]:
+    """A contestant's name taken apart: methods, how things are joined, and how they are kept in regions.
 
-    >>> spelled("lora+zip-lora@noise"), spelled("lora")
-    (('lora', 'zip-lora', 'noise'), ('lora', None, None))
+    >>> spelled("lora+zip-lora@noise"), spelled("lora/style-aligned")
+    ((('lora',), 'zip-lora', 'noise'), (('lora', 'style-aligned'), None, None))
 
     Raises:
         FromfewError: One of them does not exist.
@@ -329,14 +359,16 @@ def spelled(name: str) -> tuple[str, str | None, str | None]:
     from fromfew.registry import COMBINERS, names
 
     left, _, regions = name.partition("@")
-    method, _, join = left.partition("+")
-    if method not in names():
-        raise unknown("method", method, [*names(), *CONTROLS])
+    told, _, join = left.partition("+")
+    methods = tuple(told.split("/"))
+    for method in methods:
+        if method not in names():
+            raise unknown("method", method, [*names(), *CONTROLS])
     if join and join != "joint" and join not in COMBINERS.names():
         raise unknown("way of joining", join, ["joint", *COMBINERS.names()])
     if regions and regions not in METHODS:
         raise unknown("region method", regions, METHODS)
-    return method, join or None, regions or None
+    return methods, join or None, regions or None
 
 
 def contestant(name: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> Contestant:

@@ -84,7 +84,7 @@ def compare(what: Comparison, out: Path, *, watch: Watch | None = None) -> None:
 
 
 def _method(cell: Cell) -> Method:
-    if not isinstance(cell.contestant, Method) or cell.contestant.learner.card().get("kind") != "tuned":
+    if not isinstance(cell.contestant, Method) or cell.contestant.learner(0).card().get("kind") != "tuned":
         raise FromfewError(f"'{cell.contestant.name}' does not learn step by step, so there is nothing to watch.")
     return cell.contestant
 
@@ -93,7 +93,7 @@ def _full(what: Comparison, cell: Cell, watch: Watch) -> dict[str, Any]:
     """All steps, from all photos; scored after each of several lengths."""
     one, bb = _method(cell), what.plan.bb
     states = _Lengths(bb, what.lengths, watch)
-    concept = one.learner.learn(bb, one.refs(cell.subject.parts[0], "<v>"), seed=cell.seed, watch=states)
+    concept = one.learner(0).learn(bb, one.refs(cell.subject.parts[0], "<v>"), seed=cell.seed, watch=states)
     scores = []
     for step in sorted(states.kept):
         states.put_back(concept, step)
@@ -109,7 +109,7 @@ def _watched(what: Comparison, cell: Cell, watch: Watch) -> dict[str, Any]:
     learned, held = split(one.refs(cell.subject.parts[0], "<v>"))
     watcher = Watcher(bb, held, learned, rule=what.rule, inner=watch)
     setup = watcher.seconds
-    learner = level(method.learner, bb)
+    learner = level(method.learner(0), bb)
     concept = learner.learn(bb, learned, seed=cell.seed, watch=watcher)
     return {
         "settings": learner.settings(),

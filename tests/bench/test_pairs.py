@@ -13,6 +13,7 @@ from fromfew.bench.records import read
 from fromfew.bench.report import report
 from fromfew.bench.run import bench, case_of
 from fromfew.bench.task import open_task
+from fromfew.concept import Concept
 from fromfew.metrics.base import Case
 from fromfew.metrics.subject import Each
 from fromfew.metrics.truth import Bleeding
@@ -52,7 +53,7 @@ def test_each_thing_is_learned_once_and_comes_together_in_every_way(plan, tmp_pa
     who = [contestant(name, QUICK, order.options) for name in ways]
     order = replace(order, contestants=[*who, *order.contestants])
     learned = []
-    kind = type(who[0].learner)
+    kind = type(who[0].learner(0))
     real = kind.learn
     monkeypatch.setattr(kind, "learn", lambda self, *a, **k: learned.append(1) or real(self, *a, **k))
     summary = bench(order, tmp_path)
@@ -83,6 +84,24 @@ def test_objects_and_styles_come_together(plan, tmp_path):
     assert "no region" in records["custom-diffusion@noise"]["why"]
     assert records["custom-diffusion+weighted"]["scores"]["style-drawn"][0] is not None
     assert "bleeding" not in records["custom-diffusion+weighted"]["scores"]
+
+
+def test_a_thing_and_a_style_may_be_learned_by_methods_of_their_own(plan, tmp_path):
+    order = plan(methods=("real",), task="world/object-style", subjects=1, prompts=2)
+    settings = {f"custom-diffusion.{key}": value for key, value in QUICK.items()}
+    both = contestant("custom-diffusion/style-aligned", settings, order.options)
+    three = contestant("lora/lora/lora", {}, order.options)
+    joint = contestant("custom-diffusion/custom-diffusion+joint", {}, order.options)
+    assert bench(replace(order, contestants=[both, three, joint]), tmp_path).failed == 0
+    records = {one["method"].partition(" ")[0]: one for one in read(tmp_path) if one["kind"] != "set"}
+    mixed = records["custom-diffusion/style-aligned"]
+    assert mixed["settings"]["custom-diffusion.steps"] == QUICK["steps"]
+    assert "style-aligned.shift" in mixed["settings"]
+    assert mixed["scores"]["style-drawn"][0] is not None
+    methods = {Concept.load(file.parent).card.method for file in tmp_path.glob("concepts/*/*/concept.json")}
+    assert methods == {"custom-diffusion", "style-aligned"}
+    assert "3 methods" in records["lora/lora/lora"]["why"]
+    assert "one method" in records["custom-diffusion/custom-diffusion+joint"]["why"]
 
 
 def test_two_rare_words_are_two(bb, tmp_path):

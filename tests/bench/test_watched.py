@@ -43,7 +43,7 @@ def test_the_last_length_is_the_concept_that_learning_gives(what):
     method, bb = cell.contestant, what.plan.bb
     refs = method.refs(cell.subject.parts[0], "<v>")
     states = watched._Lengths(bb, 2, lambda *how: None)
-    concept = method.learner.learn(bb, refs, seed=0, watch=states)
+    concept = method.learner(0).learn(bb, refs, seed=0, watch=states)
     last = {name: value.clone() for name, value in concept.parts.state_dict().items()}
     states.put_back(concept, 10)
     assert any(not torch.equal(last[name], value) for name, value in concept.parts.state_dict().items())

@@ -25,7 +25,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "gradient-free": {
             "steps": 400, "batch": 5, "lr": 1.0, "spread": 1.0, "schedule": "constant", "class_images": 100,
         },
-        "catversion": {"steps": 1000, "batch": 2, "lr": 1e-2, "schedule": "constant", "class_images": 100},
+        "catversion": {"steps": 1000, "batch": 2, "lr": 1e-2, "length": 1, "schedule": "constant", "class_images": 100},
         "coti": {
             "steps": 2000, "batch": 4, "lr": 5e-4, "schedule": "constant", "class_images": 200, "cycles": 20,
             "checks": 20, "hidden": (4096, 2048), "eye": "openai/clip-vit-large-patch14",
@@ -99,7 +99,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "detex": {
             "steps": 500, "batch": 4, "lr": 8e-5, "word_lr": 8e-5, "schedule": "constant", "class_images": 200,
         },
-        "cones2": {"steps": 4000, "batch": 1, "lr": 5e-6, "schedule": "constant", "class_images": 100},
+        "cones2": {"steps": 4000, "batch": 1, "lr": 5e-6, "hold_rest": 1e-3, "schedule": "constant",
+                   "class_images": 100},
         "mix-of-show": {
             "steps": 1000, "batch": 2, "lr": 1e-4, "word_lr": 1e-3, "encoder_lr": 1e-5, "schedule": "linear",
             "class_images": 100, "rank": 4, "norm_stop": 1.43,
@@ -117,7 +118,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "gradient-free": {
             "steps": 100, "batch": 4, "lr": 1.0, "spread": 1.0, "schedule": "constant", "class_images": 8,
         },
-        "catversion": {"steps": 120, "batch": 4, "lr": 1e-2, "schedule": "cosine", "class_images": 8},
+        "catversion": {"steps": 120, "batch": 4, "lr": 1e-1, "length": 4, "schedule": "cosine", "class_images": 8},
         "coti": {
             "steps": 80, "batch": 4, "lr": 5e-2, "schedule": "constant", "class_images": 16, "cycles": 2,
             "checks": 2, "hidden": (128, 64), "eye": "world",
@@ -161,7 +162,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "steps": 120, "batch": 4, "lr": 1e-1, "thin_lr": 3e-3, "encoder_lr": 1e-3, "schedule": "cosine",
             "class_images": 8,
         },
-        "perfusion": {"steps": 150, "batch": 4, "lr": 5e-2, "word_lr": 3e-2, "schedule": "cosine", "class_images": 8},
+        "perfusion": {"steps": 150, "batch": 4, "lr": 1e-1, "word_lr": 3e-2, "schedule": "cosine", "class_images": 8},
         "cones": {"steps": 200, "batch": 4, "lr": 2e-5, "density": 0.05, "word_steps": 150, "word_lr": 5e-2,
                   "schedule": "constant", "class_images": 8},
         "attn-dreambooth": {
@@ -187,7 +188,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "detex": {
             "steps": 120, "batch": 4, "lr": 3e-3, "word_lr": 3e-2, "schedule": "cosine", "class_images": 8,
         },
-        "cones2": {"steps": 120, "batch": 4, "lr": 5e-4, "schedule": "cosine", "class_images": 8},
+        "cones2": {"steps": 120, "batch": 4, "lr": 1e-3, "hold_rest": 1e-4, "schedule": "cosine", "class_images": 8},
         "mix-of-show": {
             "steps": 120, "batch": 4, "lr": 5e-3, "word_lr": 3e-2, "encoder_lr": 2e-3, "schedule": "cosine",
             "class_images": 8, "rank": 16, "norm_stop": 0.0,

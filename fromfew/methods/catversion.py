@@ -44,8 +44,8 @@ class CatVersion(WordTuned):
     0.0
     """
 
-    length: int = 1
-    """Keys and values in every layer."""
+    length: int | None = None
+    """Keys and values in every layer; chosen for the base if left open."""
     last: int | None = None
     """Only so many last layers of each text encoder; all if left open."""
     bias: float = 1.0
@@ -63,7 +63,7 @@ class CatVersion(WordTuned):
         from fromfew.parts.text_prefix import TextPrefix
         from fromfew.ports.part import Parts
 
-        count, last, bias, spread = self.length, self.last, self.bias, self.spread
+        count, last, bias, spread = self.length or 1, self.last, self.bias, self.spread
         prefix = TextPrefix.learned(bb, refs.placeholder, rng, count=count, last=last, bias=bias, spread=spread)
         return Parts(word=prefix)
 

@@ -51,8 +51,8 @@ class Cones2(WordTuned):
 
     hold_first: float = 1e-2
     """Weight of holding the state of the text's first token."""
-    hold_rest: float = 1e-3
-    """Weight of holding the states behind the noun."""
+    hold_rest: float | None = None
+    """Weight of holding the states behind the noun; chosen for the base if left open."""
 
     def __post_init__(self) -> None:
         """Also refuse prompts without the noun, and weights below 0."""
@@ -80,7 +80,7 @@ class Cones2(WordTuned):
             batch = batches(rng)
             return replace(batch, captions=[refs.words] * len(batch))
 
-        held = [(self.hold_first, held_first(bb, parts.word)), (self.hold_rest, held_rest(bb, parts.word))]
+        held = [(self.hold_first, held_first(bb, parts.word)), (self.hold_rest or 0.0, held_rest(bb, parts.word))]
         terms = [*replace(self, prior=0.0).terms(), *((weight, term) for weight, term in held if weight)]
         rates = {parts.encoder: self.lr} if "encoder" in parts else {}
         yield self.stage(bb, refs, rates, seed=seed, batches=bare_noun, terms=terms)

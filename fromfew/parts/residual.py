@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fromfew.errors import FromfewError
 from fromfew.ports.text import StatesPart, WordPart
-from fromfew.templates import TEMPLATES
+from fromfew.templates import sentences
 
 if TYPE_CHECKING:
     from fromfew.backbones.base import Backbone, Text
@@ -83,9 +83,9 @@ class Residual(WordPart, StatesPart):
 
     @torch.no_grad()
     def gained(self, bb: Backbone, change: Part) -> Residual:
-        """A residual of what the noun's state gains by a change of the encoders: the mean over sentences and tokens."""
+        """A residual of what the noun's state gains by a change of the encoders: the mean over the base's sentences."""
         shifts = []
-        for sentence in TEMPLATES["photo"]:
+        for sentence in sentences(bb.defaults.templates):
             prompt = [sentence.replace("{}", f"{self.placeholder} {self.noun}")]
             with bb.attach(self):
                 before = bb.embed(prompt)

@@ -40,7 +40,8 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--methods", default="all",
         help='names with commas, or "all" that suit the task; controls are always added; for several things '
-        "METHOD+COMBINER, METHOD+joint and METHOD@REGIONS say how they come together")  # fmt: skip
+        "METHOD+COMBINER, METHOD+joint and METHOD@REGIONS say how they come together, METHOD/METHOD learns each by "
+        "its own")  # fmt: skip
     add("--base", default="world", help="world, a folder, a checkpoint, a hub id (default: world)")
     add("--tasks", default="world/objects", help="names with commas; `fromfew bench tasks` lists them")
     add("--data", type=Path, help="folder of the published photos, for tasks of photographs")

@@ -53,7 +53,7 @@ class StyleAligned(Free):
     match: bool = True
     """Whether queries and keys take the first picture's statistics."""
     prompt: str | None = None
-    """What the first picture shows; the photo's caption or noun if left open."""
+    """What the first picture is asked for; the noun alone if left open, as its own caption makes it share content too."""
 
     def parts(self, bb: Backbone, refs: References | None) -> Parts:
         """Sharing; with a photo or a prompt of its own, also the first picture."""
@@ -74,7 +74,7 @@ class StyleAligned(Free):
     def _photo(self, bb: Backbone, refs: References) -> Lead:
         from fromfew.encoders import squares
         from fromfew.parts.lead import Lead
+        from fromfew.templates import with_article
 
         latents = bb.encode(squares(refs, bb.default_size)[:1])
-        said = refs.photos[0].caption or (f"a {refs.noun}" if refs.noun else "")
-        return Lead.showing(self.prompt or said, latents)
+        return Lead.showing(self.prompt or (with_article(refs.noun) if refs.noun else ""), latents)

@@ -53,7 +53,7 @@ class StyleAligned(Free):
     match: bool = True
     """Whether queries and keys take the first picture's statistics."""
     prompt: str | None = None
-    """What the first picture is asked for; the noun alone if left open, as its own caption makes it share content too."""
+    """What the first picture is asked for; the noun alone if left open: by its caption it would share content too."""
 
     def parts(self, bb: Backbone, refs: References | None) -> Parts:
         """Sharing; with a photo or a prompt of its own, also the first picture."""

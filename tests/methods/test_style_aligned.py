@@ -65,6 +65,14 @@ def test_a_photo_leads_and_is_left_out_of_the_result():
     assert torch.allclose(whole, torch.cat([draw(bb, ["a cat", "a dog"], concept, batch=1)]), atol=2e-4)
 
 
+def test_the_lead_is_asked_for_the_noun_and_not_for_what_its_photo_shows():
+    refs = few_photos(1, noun="style")
+    refs = replace(refs, role="style", photos=(replace(refs.photos[0], caption="a cat in the city"),))
+    bb = tiny("sd15")
+    assert find("style-aligned")().learn(bb, refs).parts.lead.lead == "a style"
+    assert find("style-aligned")(prompt="a cat in ink").learn(bb, refs).parts.lead.lead == "a cat in ink"
+
+
 def test_the_lead_is_the_photo_at_every_noise_level():
     from fromfew.parts.lead import Lead
     from fromfew.ports.sampler import Moment

@@ -50,7 +50,7 @@ class Search(Over):
     def delta_of(self, path: str, base: Tensor) -> Tensor:
         """``-W`` where entries are shut, 0 elsewhere."""
         gates, (values, places) = self.gates[flat(path)], self.best(path)
-        shut = torch.zeros(gates.numel(), device=gates.device).index_fill(0, places[values > 0], 1.0)
+        shut = torch.zeros(gates.numel(), device=gates.device).scatter(0, places, (values > 0).float())
         return -base.detach().float() * (shut.view(gates.shape) + gates - gates.detach())
 
     def settings(self) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from fromfew.parts.weight_decomposed import WeightDecomposed
 
 
 def shut(bb):
-    search = Search.of(bb.select("text.key", "text.value"))
+    search = Search.of(bb.select("text.key", "text.value"), 0.05)
     for value in search.gates.values():
         value.data.copy_(torch.randn(value.shape, generator=generator(0)))
-    return Neurons.found(search, 0.05)
+    return Neurons.found(search)
 
 
 def said(bb):

@@ -47,9 +47,7 @@ def pictures_of(refs: References, side: int) -> tuple[Tensor, Tensor | None]:
     return torch.stack(images), torch.stack(masks) if len(masks) == len(images) else None
 
 
-def square(
-    image: Image.Image, side: int, how: Image.Resampling = Image.Resampling.LANCZOS
-) -> Image.Image:
+def square(image: Image.Image, side: int, how: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
     """The middle square of a picture, made ``side`` px."""
     edge = min(image.size)
     left, top = (image.width - edge) // 2, (image.height - edge) // 2

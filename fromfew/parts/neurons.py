@@ -51,7 +51,8 @@ class Search(Over):
         """``-W`` where entries are shut, 0 elsewhere."""
         gates, (values, places) = self.gates[flat(path)], self.best(path)
         shut = torch.zeros(gates.numel(), device=gates.device).scatter(0, places, (values > 0).float())
-        return -base.detach().float() * (shut.view(gates.shape) + gates - gates.detach())
+        # The brackets: a gate less itself is 0 to the bit, so an entry is shut whole or not at all.
+        return -base.detach().float() * (shut.view(gates.shape) + (gates - gates.detach()))
 
     def settings(self) -> dict[str, Any]:
         """The density."""

@@ -53,7 +53,7 @@ def main() -> int:
     methods = found.methods.split(",")
     options = {"steps": found.steps} if found.steps else {}
     given = settings_of(found.set, methods)
-    who = [contestant(name, given.get(name, {}), options) for name in methods]
+    who = [contestant(name, given, options) for name in methods]
     task = open_task(found.task).only(found.subjects, found.prompts, found.images)
     bb = open_base(found.base, "auto")
     plan = Plan(bb, [task], who, range(found.seeds), {"world": world()}, options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,14 +164,6 @@ def learners_of(name: str) -> list[str]:
     return name.partition("@")[0].partition("+")[0].split("/")
 
 
-def _own(settings: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
-    """A contestant's settings: those of its method, or of each of several as ``METHOD.NAME``."""
-    methods = learners_of(name)
-    if len(methods) == 1:
-        return dict(settings.get(methods[0], {}))
-    return {f"{method}.{key}": value for method in methods for key, value in settings.get(method, {}).items()}
-
-
 def _plan(
     found: argparse.Namespace, names: Sequence[str], methods: Sequence[str], settings: dict[str, dict[str, Any]]
 ) -> Plan:
@@ -185,7 +177,7 @@ def _plan(
         for problem in task.problems[:20]:
             remark(f"{task.name}: {problem}")
     options = {name: getattr(found, name) for name in ("steps", "guidance") if getattr(found, name) is not None}
-    who = [contestant(name, _own(settings, name), options) for name in methods]
+    who = [contestant(name, settings, options) for name in methods]
     suites = {name: _suite(name, found) for name in dict.fromkeys(task.suite for task in tasks)}
     bb: Backbone = open_base(found.base, found.device)
     return Plan(bb, tasks, who, range(found.seeds), suites, options)

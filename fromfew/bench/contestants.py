@@ -181,19 +181,24 @@ class Method(Contestant):
         name: ``METHOD[/METHOD][+JOIN][@REGIONS]``: how each thing is learned, by one method or by one each; a combiner
             that joins what was learned apart, or "joint" to learn all things at once (attached side by side if left
             out); and a region method.
-        settings: Of the method; where there are several, of each as ``METHOD.NAME``.
+        settings: By method, those that are given of it.
         options: Of drawing.
     """
 
-    def __init__(self, name: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, settings: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]) -> None:
         from fromfew.registry import COMBINERS, find
 
         self.methods, self.join, self.regions = spelled(name)
         self.name, self.options = name, options
-        own = [settings if len(self.methods) == 1 else _under(settings, method) for method in self.methods]
-        self.learners: list[Learner] = [find(method).of(some) for method, some in zip(self.methods, own, strict=True)]
+        self.learners: list[Learner] = [find(method).of(settings.get(method, {})) for method in self.methods]
         self.combiner = COMBINERS.find(self.join)() if self.join not in (None, "joint") else None
-        self.settings = dict(settings)
+        self.settings = self._told([settings.get(method, {}) for method in self.methods])
+
+    def _told(self, own: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Settings of every method in one; where there are several, each as ``METHOD.NAME``."""
+        if len(own) == 1:
+            return dict(own[0])
+        return {f"{m}.{key}": value for m, some in zip(self.methods, own, strict=True) for key, value in some.items()}
 
     @property
     def learner_name(self) -> str:
@@ -206,10 +211,7 @@ class Method(Contestant):
 
     def resolved(self, bb: Backbone) -> dict[str, Any]:
         """All settings, those left open filled in for the base."""
-        found = [one.resolved(bb).settings() for one in self.learners]
-        if len(found) == 1:
-            return found[0]
-        return {f"{m}.{key}": value for m, some in zip(self.methods, found, strict=True) for key, value in some.items()}
+        return self._told([one.resolved(bb).settings() for one in self.learners])
 
     def weights(self, bb: Backbone) -> str | None:
         """Of what was trained beforehand: the beginning of its file's hash."""
@@ -329,11 +331,6 @@ class Method(Contestant):
             return joined
 
 
-def _under(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """The settings that are given as ``METHOD.NAME``, by name."""
-    return {key.removeprefix(f"{method}."): value for key, value in settings.items() if key.startswith(f"{method}.")}
-
-
 def _lacks(bb: Backbone, learner: Learner, refs: References) -> list[str]:
     """What a method lacks to learn from these photos."""
     me = learner.resolved(bb)
@@ -371,13 +368,13 @@ def spelled(name: str) -> tuple[tuple[str, ...], str | None, str | None]:
     return methods, join or None, regions or None
 
 
-def contestant(name: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> Contestant:
+def contestant(name: str, settings: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]) -> Contestant:
     """A method or a control by name.
 
     Args:
         name: of a method of the registry, with how several things are joined and kept in regions (see `Method`), or
             ``base``, ``paste``, ``real``.
-        settings: of the method.
+        settings: by method, those that are given of it; methods that the name does not hold are passed over.
         options: of drawing: guidance, steps, sampler.
 
     Raises:
@@ -386,7 +383,7 @@ def contestant(name: str, settings: Mapping[str, Any], options: Mapping[str, Any
     from fromfew.bench.controls import CONTROLS
 
     if name in CONTROLS:
-        if settings:
+        if settings.get(name):
             raise FromfewError(f"'{name}' is a control and has no settings.")
         return CONTROLS[name](options)
     return Method(name, settings, options)

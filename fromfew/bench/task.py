@@ -157,10 +157,8 @@ def open_task(name: str, folder: Path | None = None) -> Task:
 def _head(about: Mapping[str, Any]) -> Task:
     known = {"name", "version", "licence", "role", "suite", "images", "prior", "about"}
     told = {key: value for key, value in about.items() if key in known}
-    if "size" in about:  # as on the command line: WIDTHxHEIGHT
-        from fromfew.commands.parsing import size
-
-        told["size"] = size(about["size"])
+    if "width" in about:
+        told["size"] = (about["height"], about["width"])
     return Task(subjects=(), **told)
 
 

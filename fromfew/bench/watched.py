@@ -84,9 +84,12 @@ def compare(what: Comparison, out: Path, *, watch: Watch | None = None) -> None:
 
 
 def _method(cell: Cell) -> Method:
-    if not isinstance(cell.contestant, Method) or cell.contestant.learner(0).card().get("kind") != "tuned":
-        raise FromfewError(f"'{cell.contestant.name}' does not learn step by step, so there is nothing to watch.")
-    return cell.contestant
+    one = cell.contestant
+    if not isinstance(one, Method) or any(learner.card().get("kind") != "tuned" for learner in one.learners):
+        raise FromfewError(f"'{one.name}' does not learn step by step, so there is nothing to watch.")
+    if one.name not in one.methods:
+        raise FromfewError(f"'{one.name}' learns several things; what is watched is one method learning one thing.")
+    return one
 
 
 def _full(what: Comparison, cell: Cell, watch: Watch) -> dict[str, Any]:
@@ -105,7 +108,7 @@ def _full(what: Comparison, cell: Cell, watch: Watch) -> dict[str, Any]:
 def _watched(what: Comparison, cell: Cell, watch: Watch) -> dict[str, Any]:
     """As `fromfew learn --watch` does it: one photo held back, the best state kept."""
     one, bb = _method(cell), what.plan.bb
-    method = Method(one.name, {**one.settings, **what.watched.get(one.name, {})}, one.options)
+    method = Method(one.name, {one.name: {**one.settings, **what.watched.get(one.name, {})}}, one.options)
     learned, held = split(one.refs(cell.subject.parts[0], "<v>"))
     watcher = Watcher(bb, held, learned, rule=what.rule, inner=watch)
     setup = watcher.seconds

@@ -25,8 +25,8 @@ def small_plan(
     """A plan of seconds."""
     options = {"steps": 2, "guidance": 2.0}
     usual = {"steps": 2, "batch": 1, "lr": 0.01}
-    quick = {"textual-inversion": usual, "break-a-scene+joint": usual | {"prior": 0.0, "encoder": False, "low_rank": 2}}
-    who = [contestant(name, quick.get(name, {}), options) for name in methods]
+    quick = {"textual-inversion": usual, "break-a-scene": usual | {"prior": 0.0, "encoder": False, "low_rank": 2}}
+    who = [contestant(name, quick, options) for name in methods]
     tasks = [open_task(task).only(subjects, prompts)]
     return Plan(bb, tasks, who, range(seeds), {"world": suite}, options)
 

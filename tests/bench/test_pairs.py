@@ -50,7 +50,7 @@ def test_each_thing_is_learned_once_and_comes_together_in_every_way(plan, tmp_pa
     ways = ["custom-diffusion", "custom-diffusion+weighted", "custom-diffusion+custom-diffusion@attention",
             "custom-diffusion@layout", "custom-diffusion@noise", "custom-diffusion+joint"]  # fmt: skip
     order = plan(methods=("real",), task="world/pairs", subjects=1, prompts=1)
-    who = [contestant(name, QUICK, order.options) for name in ways]
+    who = [contestant(name, {"custom-diffusion": QUICK}, order.options) for name in ways]
     order = replace(order, contestants=[*who, *order.contestants])
     learned = []
     kind = type(who[0].learner(0))
@@ -77,8 +77,8 @@ def test_what_is_about_one_thing_has_nothing_to_join(plan, tmp_path):
 
 def test_objects_and_styles_come_together(plan, tmp_path):
     order = plan(methods=("real",), task="world/object-style", subjects=1, prompts=1)
-    pair = contestant("custom-diffusion+weighted", QUICK, order.options)
-    face = contestant("custom-diffusion@noise", QUICK, order.options)
+    pair = contestant("custom-diffusion+weighted", {"custom-diffusion": QUICK}, order.options)
+    face = contestant("custom-diffusion@noise", {"custom-diffusion": QUICK}, order.options)
     assert bench(replace(order, contestants=[pair, face, *order.contestants]), tmp_path).failed == 0
     records = {one["method"].partition(" ")[0]: one for one in read(tmp_path) if one["kind"] != "set"}
     assert "no region" in records["custom-diffusion@noise"]["why"]
@@ -88,8 +88,7 @@ def test_objects_and_styles_come_together(plan, tmp_path):
 
 def test_a_thing_and_a_style_may_be_learned_by_methods_of_their_own(plan, tmp_path):
     order = plan(methods=("real",), task="world/object-style", subjects=1, prompts=2)
-    settings = {f"custom-diffusion.{key}": value for key, value in QUICK.items()}
-    both = contestant("custom-diffusion/style-aligned", settings, order.options)
+    both = contestant("custom-diffusion/style-aligned", {"custom-diffusion": QUICK}, order.options)
     three = contestant("lora/lora/lora", {}, order.options)
     joint = contestant("custom-diffusion/custom-diffusion+joint", {}, order.options)
     assert bench(replace(order, contestants=[both, three, joint]), tmp_path).failed == 0
@@ -106,7 +105,7 @@ def test_a_thing_and_a_style_may_be_learned_by_methods_of_their_own(plan, tmp_pa
 
 def test_two_rare_words_are_two(bb, tmp_path):
     subject = open_task("world/pairs").subjects[0]
-    who = contestant("lora", {**QUICK, "rank": 1}, {"steps": 1})
+    who = contestant("lora", {"lora": {**QUICK, "rank": 1}}, {"steps": 1})
     ready = who.learn(bb, subject, seed=0, folder=tmp_path, watch=None)
     aliases = [one.parts.word.alias for one in ready.concepts]
     assert aliases[0] != aliases[1]
@@ -155,7 +154,7 @@ def test_wide_pictures_show_each_thing_as_it_stands_alone():
 
 def test_a_task_of_wide_pictures_runs(plan, tmp_path):
     order = plan(methods=("base", "paste", "real"), task="world/wide-pairs", subjects=1, prompts=1)
-    who = [contestant("custom-diffusion@noise", QUICK, order.options), *order.contestants]
+    who = [contestant("custom-diffusion@noise", {"custom-diffusion": QUICK}, order.options), *order.contestants]
     summary = bench(replace(order, contestants=who), tmp_path)
     records = [one for one in read(tmp_path) if one["kind"] != "set"]
     assert (summary.failed, summary.refused, summary.done) == (0, 0, 4), [one.get("why") for one in records]

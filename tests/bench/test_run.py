@@ -149,7 +149,7 @@ def test_other_weights_of_an_adapter_are_another_cell(bb, suite, tmp_path):
     from fromfew.bench.task import open_task
 
     file = tmp_path / "adapter.safetensors"
-    who = [contestants.contestant("ip-adapter", {"weights": str(file)}, {})]
+    who = [contestants.contestant("ip-adapter", {"ip-adapter": {"weights": str(file)}}, {})]
     plan = Plan(bb, [open_task("world/objects").only(1, 1)], who, range(1), {"world": suite})
     keys = [plan.cells()[0]]
     for said in (b"one", b"two"):

@@ -1,5 +1,7 @@
 """What watching saves: both runs of every subject, resumed where they were stopped; shares worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ from fromfew.errors import FromfewError
 def what(bb, suite):
     options = {"steps": 2, "guidance": 2.0}
     quick = {"steps": 20, "batch": 1, "lr": 0.05, "views": 1}
-    who = [contestant("textual-inversion", quick, options)]
+    who = [contestant("textual-inversion", {"textual-inversion": quick}, options)]
     plan = Plan(bb, [open_task("world/objects").only(1, 2, 1)], who, range(1), {"world": suite}, options)
     return Comparison(plan, {"textual-inversion": {"lr": 0.03}}, lengths=2)
 
@@ -79,3 +81,6 @@ def test_what_does_not_learn_step_by_step_is_refused(what, bb, suite, tmp_path):
     plan = Plan(bb, what.plan.tasks, who, range(1), {"world": suite}, {})
     with pytest.raises(FromfewError, match="does not learn step by step"):
         compare(Comparison(plan, {}), tmp_path)
+    mixed = replace(plan, contestants=[contestant("lora/custom-diffusion", {}, {})])
+    with pytest.raises(FromfewError, match="one method learning one thing"):
+        compare(Comparison(mixed, {}), tmp_path)

@@ -16,9 +16,7 @@ args = parser.parse_args()
 
 bb = fromfew.open_backbone("world")
 settings = {} if args.steps is None else {"steps": args.steps}
-concept = fromfew.learn(
-    args.photos, noun=args.noun, placeholder="<sub>", method=args.method, base=bb, **settings
-)
+concept = fromfew.learn(args.photos, noun=args.noun, placeholder="<sub>", method=args.method, base=bb, **settings)
 concept.save(args.out / "concept")
 
 scenes = ("on the beach", "in the snow", "at night", "in the city", "on pink fabric", "on a wooden floor")

@@ -47,9 +47,7 @@ class Kept:
     falls: tuple[int, int] | None = None
 
 
-def save_state(
-    path: Path, modules: Sequence[nn.Module], optimiser: Remembered | None, mark: str, kept: Kept
-) -> None:
+def save_state(path: Path, modules: Sequence[nn.Module], optimiser: Remembered | None, mark: str, kept: Kept) -> None:
     """Write the state in one step: a kill at any moment leaves the old file or the new one.
 
     Args:

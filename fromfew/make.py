@@ -282,9 +282,7 @@ class _Run:
                 bb.predict(latents, here.t, text, here)
                 return record.read(there, text)
 
-        return Moment(
-            step, len(sampler), t, after, x, self.noise, self.image, bb.path, predict, maps, self.text, rows
-        )
+        return Moment(step, len(sampler), t, after, x, self.noise, self.image, bb.path, predict, maps, self.text, rows)
 
     def _ask(self, hook: str, moment: Moment) -> None:
         """Let every sampler part act on the latents, in the order attached."""
@@ -312,9 +310,7 @@ def _strange(order: _Order) -> list[str]:
     entries = attached(order.bb)
     known = {entry.concept for entry in entries} | {getattr(e.part, "placeholder", None) for e in entries}
     found = {name for prompt in order.prompts for name in re.findall(r"<[^<>\s]+>", prompt)}
-    return [
-        f"'{n}' names no concept that is attached; it is read as plain text" for n in sorted(found - known)
-    ]
+    return [f"'{n}' names no concept that is attached; it is read as plain text" for n in sorted(found - known)]
 
 
 def _pairs(concepts: Any) -> list[tuple[Any, float]]:

@@ -82,9 +82,7 @@ class Rows:
         return Rows(tuple(self.branch[i] for i in index), self.image[at], self.t[at], concept)
 
     def __repr__(self) -> str:
-        rows = ", ".join(
-            f"{name}:{image}" for name, image in zip(self.branch, self.image.tolist(), strict=True)
-        )
+        rows = ", ".join(f"{name}:{image}" for name, image in zip(self.branch, self.image.tolist(), strict=True))
         return f"Rows({rows})"
 
 

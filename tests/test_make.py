@@ -66,9 +66,7 @@ def test_drawing_twice_gives_the_same_bits_and_leaves_the_global_rng_alone(bb):
 def test_seed_negative_guidance_steps_and_sampler_matter(bb):
     base = make(bb, "a cat", steps=3).tensor
     for change in ({"seed": 1}, {"negative": "a dog"}, {"guidance": 3.0}, {"steps": 4}, {"sampler": "ddim"}):
-        assert not torch.allclose(base, make(bb, "a cat", **({"steps": 3} | change)).tensor, atol=1e-4), (
-            change
-        )
+        assert not torch.allclose(base, make(bb, "a cat", **({"steps": 3} | change)).tensor, atol=1e-4), change
 
 
 def test_size_is_height_and_width(bb):
@@ -85,9 +83,7 @@ def test_watch_hears_of_every_step_of_every_batch(bb):
 
 
 def test_provenance_tells_everything_and_is_json(bb):
-    drawn = make(
-        bb, PROMPTS, (low_rank(bb), 0.5), steps=2, seed=7, negative="blurry", guidance=3.0, sampler="ddim"
-    )
+    drawn = make(bb, PROMPTS, (low_rank(bb), 0.5), steps=2, seed=7, negative="blurry", guidance=3.0, sampler="ddim")
     told = json.loads(json.dumps(drawn.provenance))[1]
     expected = {
         "prompt": PROMPTS[1], "negative": "blurry", "seed": 7, "index": 1, "steps": 2,

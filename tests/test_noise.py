@@ -10,9 +10,7 @@ from fromfew.backbones.samplers import build_sampler, noise_path
 from fromfew.errors import FromfewError
 from fromfew.noise import NoisePath, zero_terminal_snr
 
-ALPHAS = diffusers.DDIMScheduler(
-    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
-).alphas_cumprod
+ALPHAS = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
 PATHS = {
     "eps": NoisePath("eps", ALPHAS),
     "v": NoisePath("v", ALPHAS),

@@ -15,9 +15,7 @@ def test_rows_hold_every_picture_once_in_every_branch(images, branches, offset):
         assert rows.image[rows.is_(name)].tolist() == list(range(offset, offset + images))
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from(["cond", "uncond", "x"]), st.integers(-1, 5)), min_size=1, max_size=12)
-)
+@given(st.lists(st.tuples(st.sampled_from(["cond", "uncond", "x"]), st.integers(-1, 5)), min_size=1, max_size=12))
 def test_the_first_of_a_branch_is_its_lowest_picture_whatever_the_order(pairs):
     branch, image = zip(*pairs, strict=True)
     rows = Rows(branch, torch.tensor(image), torch.full((len(pairs),), 0.5))

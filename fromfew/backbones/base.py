@@ -101,9 +101,7 @@ class Backbone(ABC):
             if model is None or tokenizer is None:
                 continue
             # T5's encoder looks words up in a module of its own that only shares the table's numbers.
-            table = (
-                getattr(getattr(model, "encoder", None), "embed_tokens", None) or model.get_input_embeddings()
-            )
+            table = getattr(getattr(model, "encoder", None), "embed_tokens", None) or model.get_input_embeddings()
             room = getattr(model.config, "max_position_embeddings", None)
             length = min(tokenizer.model_max_length, room) if room else self.defaults.long_text
             found[key] = TextEncoder(key, tokenizer, model, table, table.embedding_dim, length)
@@ -157,9 +155,7 @@ class Backbone(ABC):
                     return module.get_submodule(path[len(name) + 1 :])
                 except AttributeError:
                     break
-        raise unknown(
-            "module", path, [f"{n}.{p}" for n, m in self.modules_().items() for p, _ in m.named_modules()]
-        )
+        raise unknown("module", path, [f"{n}.{p}" for n, m in self.modules_().items() for p, _ in m.named_modules()])
 
     def parameter(self, path: str) -> nn.Parameter:
         """The untouched parameter at a full path, such as ``"denoiser.conv_in.weight"``, whatever is attached.
@@ -221,9 +217,7 @@ class Backbone(ABC):
         """Move the whole model; returns itself."""
         for name, module in self.modules_().items():
             # SDXL's autoencoder overflows in half precision, and says so.
-            careful = (
-                name == "vae" and dtype == torch.float16 and getattr(self.vae.config, "force_upcast", False)
-            )
+            careful = name == "vae" and dtype == torch.float16 and getattr(self.vae.config, "force_upcast", False)
             nn.Module.to(module, device=device, dtype=torch.float32 if careful else dtype)
         self._kept.clear()
         self._fingerprint = None
@@ -236,9 +230,7 @@ class Backbone(ABC):
             for owner, module in self.modules_().items():
                 for name, value in sorted(module.state_dict().items()):
                     digest.update(f"{owner}.{name} {value.dtype} {tuple(value.shape)}".encode())
-                    digest.update(
-                        value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-                    )
+                    digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
             self._fingerprint = digest.hexdigest()[:32]
         return self._fingerprint
 
@@ -376,9 +368,7 @@ class Backbone(ABC):
             return
 
         def recompute(block: Callable[..., Any], *args: Any) -> Any:
-            now = (
-                self.now
-            )  # gradients are taken after predict() has returned; parts must then read the same rows
+            now = self.now  # gradients are taken after predict() has returned; parts must then read the same rows
 
             def run(*inputs: Any) -> Any:
                 before, self.now = self.now, now

@@ -57,11 +57,7 @@ class FluxBackbone(Backbone):
         }
 
     def _labels(self, path: str) -> Sequence[str]:
-        return (
-            joint_labels(path)
-            if path.startswith(("transformer_blocks", "single_transformer_blocks"))
-            else ("all",)
-        )
+        return joint_labels(path) if path.startswith(("transformer_blocks", "single_transformer_blocks")) else ("all",)
 
     def _compose(self, prompts: Sequence[str | None]) -> Text:
         clip, short = self._read("one", prompts)

@@ -67,9 +67,7 @@ def _open(
         return sd15()
     if name == "world":
         if not (_WORLD / "model_index.json").is_file():
-            raise FromfewError(
-                f"The embedded model 'world' is not installed: '{_WORLD}' has no model_index.json."
-            )
+            raise FromfewError(f"The embedded model 'world' is not installed: '{_WORLD}' has no model_index.json.")
         return _folder(_WORLD, name, dtype, variant)
     path = Path(name)
     if path.is_dir():
@@ -99,9 +97,7 @@ def _folder(folder: Path, name: str, dtype: torch.dtype, variant: str | None) ->
     return assemble(name, index["_class_name"], components, read_defaults(folder))
 
 
-def assemble(
-    name: str, pipeline: str, components: Mapping[str, Any], defaults: Defaults | None = None
-) -> Backbone:
+def assemble(name: str, pipeline: str, components: Mapping[str, Any], defaults: Defaults | None = None) -> Backbone:
     """A backbone from loaded components, named as in a diffusers pipeline of that class.
 
     Raises:
@@ -127,9 +123,7 @@ def assemble(
     if not defaults.size:
         sample = getattr(backbone.denoiser.config, "sample_size", None) or 128
         backbone.defaults = defaults = replace(defaults, size=sample * backbone.down)
-        if (
-            pipeline == "FluxPipeline" and not backbone.distilled
-        ):  # FLUX schnell: four steps, no guidance of any kind
+        if pipeline == "FluxPipeline" and not backbone.distilled:  # FLUX schnell: four steps, no guidance of any kind
             backbone.defaults = replace(defaults, guidance=1.0, steps=4)
     return backbone
 

@@ -85,9 +85,7 @@ class Sampler:
         return (after / self._norms[i + 1].to(xt.device)).to(xt.dtype)
 
 
-def build_sampler(
-    stored: Any, path: NoisePath, name: str, steps: int, tokens: int, *, even: bool = False
-) -> Sampler:
+def build_sampler(stored: Any, path: NoisePath, name: str, steps: int, tokens: int, *, even: bool = False) -> Sampler:
     """A fresh sampler for one run.
 
     Args:
@@ -113,9 +111,7 @@ def build_sampler(
     elif name == "euler":
         scheduler = EulerDiscreteScheduler.from_config(config)
     else:
-        scheduler = DPMSolverMultistepScheduler.from_config(
-            config, algorithm_type="dpmsolver++", solver_order=2
-        )
+        scheduler = DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", solver_order=2)
     scheduler.set_timesteps(steps)
     return Sampler(name, scheduler, path)
 

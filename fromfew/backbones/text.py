@@ -91,9 +91,7 @@ class Text:
         return Text(
             prompts=tuple(p for text in texts for p in text.prompts),
             states=torch.cat([text.states for text in texts]),
-            pooled=None
-            if first.pooled is None
-            else torch.cat([t.pooled for t in texts if t.pooled is not None]),
+            pooled=None if first.pooled is None else torch.cat([t.pooled for t in texts if t.pooled is not None]),
             extra={name: torch.cat([text.extra[name] for text in texts]) for name in first.extra},
             words=tuple(w for text in texts for w in text.words),
             warnings=tuple(dict.fromkeys(w for text in texts for w in text.warnings)),

@@ -40,9 +40,7 @@ def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
         while len(pieces := _pieces(word, merges)) > 1:
             merges[pieces[0], pieces[1]] = len(merges)
             vocabulary.append(pieces[0] + pieces[1])
-    ids = {
-        token: i for i, token in enumerate(dict.fromkeys([*vocabulary, "<|startoftext|>", "<|endoftext|>"]))
-    }
+    ids = {token: i for i, token in enumerate(dict.fromkeys([*vocabulary, "<|startoftext|>", "<|endoftext|>"]))}
     pairs: Any = list(merges)
     return CLIPTokenizer(vocab=ids, merges=pairs, pad_token=pad, model_max_length=77)
 
@@ -207,9 +205,7 @@ def _sd3() -> dict[str, Any]:
             dual_attention_layers=(0,),
             qk_norm="rms_norm",
         ),
-        "vae": _vae(
-            scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False
-        ),
+        "vae": _vae(scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
     }
 
@@ -233,9 +229,7 @@ def _flux() -> dict[str, Any]:
             axes_dims_rope=(4, 4, 8),
             guidance_embeds=True,
         ),
-        "vae": _vae(
-            scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False
-        ),
+        "vae": _vae(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
     }
 

@@ -42,9 +42,7 @@ class UNetBackbone(Backbone):
     def _find_sites(self) -> dict[str, Site]:
         found = [(path, m) for path, m in self.denoiser.named_modules() if isinstance(m, Attention)]
         order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
-        found.sort(
-            key=lambda pair: order[pair[0].split(".")[0]]
-        )  # a stable sort: blocks are registered in order
+        found.sort(key=lambda pair: order[pair[0].split(".")[0]])  # a stable sort: blocks are registered in order
         sites: dict[str, Site] = {}
         for index, (path, module) in enumerate(found):
             cross = path.endswith("attn2")
@@ -70,9 +68,7 @@ class UNetBackbone(Backbone):
 
     def _compose(self, prompts: Sequence[str | None]) -> Text:
         out, spliced = self._read("one", prompts)
-        text = Text(
-            tuple(prompts), out.last_hidden_state, words=tuple(spliced.where), warnings=self._warn(spliced)
-        )
+        text = Text(tuple(prompts), out.last_hidden_state, words=tuple(spliced.where), warnings=self._warn(spliced))
         if not self._xl:
             past = bypassed(self, "one", out.hidden_states[-1], spliced)
             norm: Any = self.text_encoders["one"].model.final_layer_norm if past is not None else None

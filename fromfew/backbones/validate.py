@@ -84,9 +84,7 @@ def check_folder(folder: Path, variant: str | None = None, *, weights: bool = Tr
 
 def _check_component(folder: Path, kind: str, variant: str | None, needed: bool) -> None:
     if not folder.is_dir():
-        raise FromfewError(
-            f"'{folder.parent}' has no folder '{folder.name}', which its model_index.json names."
-        )
+        raise FromfewError(f"'{folder.parent}' has no folder '{folder.name}', which its model_index.json names.")
     for config in sorted(folder.glob("*.json")):
         read_config(config)
     if kind in _MODELS and needed:
@@ -94,9 +92,7 @@ def _check_component(folder: Path, kind: str, variant: str | None, needed: bool)
         if not weights:
             raise FromfewError(f"'{folder}' has no .safetensors weights.{_found(folder)}")
         if variant and not any(f".{variant}" in file.name for file in weights):
-            raise FromfewError(
-                f"'{folder}' has no weights of the variant '{variant}': {weights[0].name} is there."
-            )
+            raise FromfewError(f"'{folder}' has no weights of the variant '{variant}': {weights[0].name} is there.")
         for file in weights:
             check_weights(file)
 
@@ -106,9 +102,7 @@ def _found(folder: Path) -> str:
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in _PICKLES)
     if not pickles:
         return ""
-    return (
-        f" {', '.join(pickles)} may run any code when read and is refused; convert it to safetensors first."
-    )
+    return f" {', '.join(pickles)} may run any code when read and is refused; convert it to safetensors first."
 
 
 def check_weights(path: Path) -> None:
@@ -122,9 +116,7 @@ def check_weights(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(64).lstrip()
     if head.startswith(b"<"):
-        raise FromfewError(
-            f"'{path}' is a web page, not weights: the download was answered with an error page."
-        )
+        raise FromfewError(f"'{path}' is a web page, not weights: the download was answered with an error page.")
     if head.startswith(b"version https://git-lfs"):
         raise FromfewError(f"'{path}' is a pointer, not weights: run `git lfs pull` in its folder.")
     read_header(path)
@@ -146,9 +138,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise FromfewError(f"'{path}' is not JSON: {error}.") from error
     if isinstance(found, dict) and found.get("auto_map"):
-        raise FromfewError(
-            f"'{path}' has an auto_map: it asks to run code of its own ({found['auto_map']}). Refused."
-        )
+        raise FromfewError(f"'{path}' has an auto_map: it asks to run code of its own ({found['auto_map']}). Refused.")
     return found
 
 

@@ -95,9 +95,7 @@ class Contestant(ABC):
         """Why it cannot take part; empty if it can."""
 
     @abstractmethod
-    def learn(
-        self, bb: Backbone, subject: Subject, *, seed: int, folder: Path, watch: Watch | None
-    ) -> Ready:
+    def learn(self, bb: Backbone, subject: Subject, *, seed: int, folder: Path, watch: Watch | None) -> Ready:
         """Learn a subject; what is learned is kept in the folder and found there again."""
 
 
@@ -256,9 +254,7 @@ class Method(Contestant):
         refs = [self.refs(part, subject.placeholder(i), i) for i, part in enumerate(subject.parts)]
         return [replace(refs[0], also=tuple(refs[1:]))] if self.join == "joint" else refs
 
-    def learn(
-        self, bb: Backbone, subject: Subject, *, seed: int, folder: Path, watch: Watch | None
-    ) -> Drawer:
+    def learn(self, bb: Backbone, subject: Subject, *, seed: int, folder: Path, watch: Watch | None) -> Drawer:
         """Every part apart (or all at once), then joined; a concept that is in the folder already is loaded."""
         parts = list(enumerate(subject.parts))
         if self.join == "joint":
@@ -315,9 +311,7 @@ class Method(Contestant):
             shutil.rmtree(work, ignore_errors=True)
             return concept
 
-    def _joined(
-        self, bb: Backbone, concepts: Sequence[Concept], home: Path, seed: int, watch: Watch | None
-    ) -> Concept:
+    def _joined(self, bb: Backbone, concepts: Sequence[Concept], home: Path, seed: int, watch: Watch | None) -> Concept:
         from fromfew.concept import Concept
 
         assert self.combiner is not None

@@ -41,9 +41,7 @@ class Base(Control):
 
     name = "base"
 
-    def learn(
-        self, bb: Backbone, subject: Subject, *, seed: int, folder: Path, watch: Watch | None
-    ) -> Drawer:
+    def learn(self, bb: Backbone, subject: Subject, *, seed: int, folder: Path, watch: Watch | None) -> Drawer:
         """Nothing."""
         return Drawer(bb, (), self.options)
 
@@ -72,9 +70,7 @@ class Paste(Control):
 
     name = "paste"
 
-    def learn(
-        self, bb: Backbone, subject: Subject, *, seed: int, folder: Path, watch: Watch | None
-    ) -> _Paster:
+    def learn(self, bb: Backbone, subject: Subject, *, seed: int, folder: Path, watch: Watch | None) -> _Paster:
         """Keeps the photos."""
         return _Paster(tuple(part.load("<v>") for part in subject.parts), bb.default_size)
 
@@ -116,9 +112,7 @@ class Real(Control):
         """Only the world can be drawn."""
         return [] if subject.parts[0].truth else ["only scenes of the world can be drawn"]
 
-    def learn(
-        self, bb: Backbone, subject: Subject, *, seed: int, folder: Path, watch: Watch | None
-    ) -> _Renderer:
+    def learn(self, bb: Backbone, subject: Subject, *, seed: int, folder: Path, watch: Watch | None) -> _Renderer:
         """Nothing."""
         return _Renderer(bb.default_size)
 

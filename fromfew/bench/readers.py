@@ -170,8 +170,7 @@ def stellar(folder: Path, about: About) -> Found:
         said = _json(home / "prompt.json")
         things = said.get("detectables") or [()] * len(said["prompts"])
         prompts = tuple(
-            Prompt(text, want=Want(things=tuple(names)))
-            for text, names in zip(said["prompts"], things, strict=True)
+            Prompt(text, want=Want(things=tuple(names))) for text, names in zip(said["prompts"], things, strict=True)
         )
         subjects.append(Subject(home.name, (_single(home.name, noun, files[:1], "face"),), prompts))
     return subjects, problems

@@ -102,9 +102,7 @@ def entries(records: Iterable[Mapping[str, Any]]) -> list[Entry]:
                 prior = metric == "prior-drift"
                 prompt = f"a {one['subject']}" if prior else one["prompts"][i // one["images"]]
                 if value is not None:
-                    found.append(
-                        Entry(one["method"], one["task"], one["subject"], one["seed"], prompt, metric, value)
-                    )
+                    found.append(Entry(one["method"], one["task"], one["subject"], one["seed"], prompt, metric, value))
     return found
 
 

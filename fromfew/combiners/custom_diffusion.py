@@ -105,9 +105,7 @@ class CustomDiffusionMerge(Combiner):
         return whole_parts(found)
 
 
-def solve(
-    base: Tensor, plain: Tensor, own: Sequence[Tensor], maps: Sequence[Tensor], ridge: float = 1e-6
-) -> Tensor:
+def solve(base: Tensor, plain: Tensor, own: Sequence[Tensor], maps: Sequence[Tensor], ridge: float = 1e-6) -> Tensor:
     """The least change of a map that makes of every concept's features what its own map made of them.
 
     Args:

@@ -56,29 +56,15 @@ class _Order:
 def _parser() -> Parser:
     parser = Parser("make", "Make pictures of concepts.", epilog=_EPILOG)
     add = parser.add_argument
-    add(
-        "prompts",
-        nargs="*",
-        metavar="PROMPT",
-        help='what to make, such as "a <rex> cat on the beach"; one or more',
-    )
+    add("prompts", nargs="*", metavar="PROMPT", help='what to make, such as "a <rex> cat on the beach"; one or more')
     add("--with", dest="concepts", action="append", default=[], type=strengthened, metavar="FOLDER[:HOW]",
         help="a concept and how strongly it acts (default: 1); may be given several times")  # fmt: skip
-    add(
-        "-n",
-        "--number",
-        type=whole(1, _MOST),
-        help="pictures per prompt (default: 4, or 1 for several prompts)",
-    )
+    add("-n", "--number", type=whole(1, _MOST), help="pictures per prompt (default: 4, or 1 for several prompts)")
     add("--seed", type=whole(0, 2**63 - 1), help="seed; picture i depends on it and on i only (default: 0)")
     add("--out", type=Path, default=Path("out"), help="folder for the pictures (default: out)")
     add("--base", help="model to draw with (default: the one the concepts were learned on, else world)")
     add("--steps", type=whole(1, 1000), help="sampling steps (default: chosen for the base)")
-    add(
-        "--guidance",
-        type=number(0, 100),
-        help="how strictly to follow the prompt (default: chosen for the base)",
-    )
+    add("--guidance", type=number(0, 100), help="how strictly to follow the prompt (default: chosen for the base)")
     add("--negative", help="what not to draw")
     add("--sampler", choices=SAMPLERS, help="how to draw (default: chosen for the base)")
     add("--size", type=size, metavar="SIZE", help="side, or WIDTHxHEIGHT, in pixels (default: the base's)")
@@ -91,13 +77,7 @@ def _parser() -> Parser:
     add("--batch", type=whole(1, 1024), help="pictures drawn at once; less needs less memory (default: 8)")
     add("--force", action="store_true", help="begin even if memory will probably not suffice")
     add("--device", default="auto", help="cpu, cuda or auto (default: auto)")
-    add(
-        "--from",
-        dest="source",
-        type=Path,
-        metavar="PICTURE",
-        help="repeat a picture made by fromfew, bit for bit",
-    )
+    add("--from", dest="source", type=Path, metavar="PICTURE", help="repeat a picture made by fromfew, bit for bit")
     add("--no-sheet", action="store_true", help="no contact sheet")
     add("--json", action="store_true", help="say the result as JSON")
     return parser

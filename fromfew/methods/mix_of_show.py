@@ -98,7 +98,9 @@ class MixOfShow(WordTuned):
             return Parts()
 
         yield self.stage(
-            bb, refs, {parts.word: self.word_lr, parts.denoiser: self.lr, parts.encoder: self.encoder_lr},
+            bb,
+            refs,
+            {parts.word: self.word_lr, parts.denoiser: self.lr, parts.encoder: self.encoder_lr},
             seed=seed,
             more=maps,
             record=(refs.placeholder,) if seen else (),

@@ -96,7 +96,9 @@ class ViCo(WordTuned):
             return Set()
 
         yield self.stage(
-            bb, refs, {parts.word: self.word_lr, parts.reader: self.lr},
+            bb,
+            refs,
+            {parts.word: self.word_lr, parts.reader: self.lr},
             seed=seed,
             more=[(self.attention, mapped_as(refs.placeholder, END))],
             attach=show,

@@ -66,9 +66,7 @@ class Clip(Reader):
     def read(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors of the projection space."""
         length = self.net.config.text_config.max_position_embeddings
-        ids = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt"
-        )
+        ids = self.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
         said = self.net.text_model(input_ids=ids.input_ids, attention_mask=ids.attention_mask).pooler_output
         return F.normalize(self.net.text_projection(said), dim=-1)
 
@@ -219,13 +217,9 @@ class Owl(Detector):
         pixels = F.interpolate(images.float(), (self.side, self.side), mode="bicubic", antialias=True)
         length = self.net.config.text_config.max_position_embeddings
         asked = [f"a photo of a {thing}" for thing in things]
-        ids = self.tokenizer(
-            asked, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        )
+        ids = self.tokenizer(asked, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         rows = []
         for picture in _normal(pixels.clamp(-1, 1), _CLIP):
-            out = self.net(
-                input_ids=ids.input_ids, attention_mask=ids.attention_mask, pixel_values=picture[None]
-            )
+            out = self.net(input_ids=ids.input_ids, attention_mask=ids.attention_mask, pixel_values=picture[None])
             rows.append(out.logits[0].sigmoid().amax(0))
         return torch.stack(rows)

@@ -68,4 +68,3 @@ class GroundingObjects(Metric):
             if things:
                 values[i] = self.detector.find(case.images[i : i + 1], things).mean()
         return values
-

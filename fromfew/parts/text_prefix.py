@@ -40,9 +40,7 @@ class TextPrefix(WordPart):
     kind = "text_prefix"
     alias = None
 
-    def __init__(
-        self, placeholder: str, sizes: Mapping[str, Sequence[int]], count: int = 1, bias: float = 1.0
-    ) -> None:
+    def __init__(self, placeholder: str, sizes: Mapping[str, Sequence[int]], count: int = 1, bias: float = 1.0) -> None:
         super().__init__()
         if not placeholder.strip() or not 1 <= count <= 64 or not sizes:
             raise FromfewError("A prefix needs a placeholder, a text encoder and 1 to 64 keys a layer.")

@@ -67,9 +67,7 @@ class JudgeStage(Trainee):
         one_side(pictures, labels, [shard.captions[r] for r in rows], step)
         return mirrored(half(pictures), step), labels
 
-    def loss(
-        self, model: Any, batch: tuple[Tensor, Labels], rng: torch.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: Any, batch: tuple[Tensor, Labels], rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Sum over the factors; the objects, of which there are most, count double."""
         pictures, labels = batch
         told = model(pictures.to(next(model.parameters()).device))
@@ -87,9 +85,7 @@ class JudgeStage(Trainee):
         labels = to_labels(shard.labels)
         with torch.no_grad():
             told = [model(half(to_tensor(part))) for part in np.split(shard.pictures, 8)]
-        return {
-            f"held_{k}": round(_right(torch.cat([t[k] for t in told]), getattr(labels, k)), 4) for k in told[0]
-        }
+        return {f"held_{k}": round(_right(torch.cat([t[k] for t in told]), getattr(labels, k)), 4) for k in told[0]}
 
 
 def _right(logits: Tensor, truth: Tensor) -> float:
@@ -181,9 +177,7 @@ class FaceStage(Trainee):
         pictures = np.stack([self.portrait(self.first + int(w), rng) for w in who])
         return half(to_tensor(pictures)), torch.from_numpy(who)
 
-    def loss(
-        self, model: Any, batch: tuple[Tensor, Tensor], rng: torch.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: Any, batch: tuple[Tensor, Tensor], rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Cross entropy of a linear classifier on the embedding."""
         pictures, who = batch
         found = model["face"](pictures.to(next(model.parameters()).device))

@@ -184,9 +184,7 @@ def text_encoder(tower: CLIPTextModelWithProjection) -> CLIPTextModel:
 
 def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """Token ids [B, 32]."""
-    return tokenizer(
-        captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
-    ).input_ids
+    return tokenizer(captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt").input_ids
 
 
 def short(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:

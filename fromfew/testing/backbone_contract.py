@@ -72,9 +72,7 @@ def pictures_round_trip(bb: Backbone) -> None:
     picture = torch.rand(2, 3, height, width, generator=Generator().manual_seed(2)) * 2 - 1
     with torch.no_grad():
         latents = bb.encode(picture)
-        assert latents.shape[1:] == bb.latent_shape(height, width), (
-            "encode gives another shape than latent_shape says"
-        )
+        assert latents.shape[1:] == bb.latent_shape(height, width), "encode gives another shape than latent_shape says"
         assert torch.equal(latents, bb.encode(picture)), "encode is not deterministic"
         assert bb.decode(latents).shape == picture.shape, "decode gives another shape than was encoded"
 
@@ -114,9 +112,7 @@ def model_is_frozen(bb: Backbone) -> None:
         bb.predict(xt, t, text)
     for name, module in bb.modules_().items():
         assert not any(one.training for one in module.modules()), f"{name} is in training mode"
-        assert not any(p.requires_grad for p in module.parameters()), (
-            f"{name} has parameters that would be trained"
-        )
+        assert not any(p.requires_grad for p in module.parameters()), f"{name} has parameters that would be trained"
     assert bb.fingerprint(afresh=True) == before, "using the model changed it"
 
 

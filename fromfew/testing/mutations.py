@@ -13,7 +13,7 @@ WORDS = (
     "", "..", "../../x", "/etc/passwd", "\0", "a" * 5000, "<v>", "<", "é", "\u202e", "\ud83d", "\U0001f600", "NaN",
     "{}", "%s",
 )  # fmt: skip
-_BYTES = (b"\0", b"\xff" * 8, b"\x80\x04", b"PK\x03\x04", b"{", b"[[[[", b"\"", b"\n", b"IDAT", b"\xff\xd8\xff")
+_BYTES = (b"\0", b"\xff" * 8, b"\x80\x04", b"PK\x03\x04", b"{", b"[[[[", b'"', b"\n", b"IDAT", b"\xff\xd8\xff")
 
 
 def bent(data: bytes, rng: random.Random) -> bytes:

@@ -38,9 +38,7 @@ def test_ids_without_placeholders_are_the_tokenizers_own(name):
     for key, encoder in bb.text_encoders.items():
         with torch.no_grad():
             _, spliced = bb._read(key, [prompt])
-        own = encoder.tokenizer(
-            prompt, padding="max_length", truncation=True, max_length=encoder.length
-        ).input_ids
+        own = encoder.tokenizer(prompt, padding="max_length", truncation=True, max_length=encoder.length).input_ids
         assert spliced.ids[0].tolist() == own
 
 
@@ -151,9 +149,7 @@ def test_only_the_parts_receive_gradients(name):
     with bb.attach(part, learned):
         text = bb.embed(["a <rex> cat", "a <rex>"])
         bb.predict(x, torch.tensor([0.3, 0.6]), text).square().mean().backward()
-    still = [
-        n for one in (part, learned) for n, p in one.named_parameters() if p.grad is None or not p.grad.any()
-    ]
+    still = [n for one in (part, learned) for n, p in one.named_parameters() if p.grad is None or not p.grad.any()]
     assert not still
     assert all(p.grad is None for module in bb.modules_().values() for p in module.parameters())
 

@@ -80,9 +80,7 @@ def test_make_draws_what_the_diffusers_pipeline_draws(folders, name, sampler):
 
 @pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl", "sd3"])
 def test_a_negative_prompt_means_what_it_means_in_diffusers(folders, name):
-    theirs, ours = both(
-        folders(name), sampler="euler" if name in ("sdxl", "sd3") else "ddim", negative="a blue car"
-    )
+    theirs, ours = both(folders(name), sampler="euler" if name in ("sdxl", "sd3") else "ddim", negative="a blue car")
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
@@ -96,9 +94,7 @@ def test_pictures_that_are_not_square_agree_too(folders, name, sampler):
 
 
 def test_sd3_opens_without_t5(folders, tmp_path):
-    pipe = diffusers.StableDiffusion3Pipeline.from_pretrained(
-        folders("sd3"), text_encoder_3=None, tokenizer_3=None
-    )
+    pipe = diffusers.StableDiffusion3Pipeline.from_pretrained(folders("sd3"), text_encoder_3=None, tokenizer_3=None)
     pipe.save_pretrained(tmp_path)
     (tmp_path / "fromfew.json").write_text(
         '{"guidance": 5, "steps": 5, "sampler": "euler", "size": 32, "long_text": 32}'

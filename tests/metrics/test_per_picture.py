@@ -50,9 +50,7 @@ def suite():
     return world_of(WorldPair(nets[0]), WorldJudge(nets[1]), WorldFace(nets[2]))
 
 
-@pytest.mark.parametrize(
-    "prompt", ["a sks dog", "a <new1> dog", "a * dog", "a  dog", "a <v> dog", "a dog"]
-)
+@pytest.mark.parametrize("prompt", ["a sks dog", "a <new1> dog", "a * dog", "a  dog", "a <v> dog", "a dog"])
 def test_text_metrics_drop_the_placeholder_and_keep_the_noun(prompt):
     assert plain_prompt(prompt) == "a dog"
 
@@ -132,9 +130,7 @@ def test_mean_diversity_of_a_group_is_the_mean_of_its_six_pairs(suite):
     judge, images = suite.features, noise(9, 4)
     layers = judge.layers(images)
     pairs = [
-        lpips([x[i : i + 1] for x in layers], [x[j : j + 1] for x in layers]).item()
-        for i in range(4)
-        for j in range(i)
+        lpips([x[i : i + 1] for x in layers], [x[j : j + 1] for x in layers]).item() for i in range(4) for j in range(i)
     ]
     found = Diversity(judge)(case(images, images, group=(7, 7, 7, 7)))
     assert float(found.mean()) == pytest.approx(sum(pairs) / 6, rel=1e-4)
@@ -205,9 +201,7 @@ def test_scores_of_a_batch_are_those_of_its_pictures_alone(suite):
     wants = tuple(Want("raccoon", context=c) for c in ("snow", "beach", "city"))
     whole = score(case(images, images, wants=wants, prompts=("a dog",) * 3), suite.metrics)
     for i in range(3):
-        alone = score(
-            case(images[i : i + 1], images, wants=wants[i : i + 1], prompts=("a dog",)), suite.metrics
-        )
+        alone = score(case(images[i : i + 1], images, wants=wants[i : i + 1], prompts=("a dog",)), suite.metrics)
         for name, values in alone.items():
             assert values[0] == pytest.approx(whole[name][i], abs=2e-4), name
 

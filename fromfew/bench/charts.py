@@ -4,19 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 from fromfew.bench.tables import CONTROL_NAMES, front
 
 __all__ = ["scatter"]
 
-_WIDTH, _HEIGHT = 640, 400
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 500, 14, 350
-"""Of the axes; the room to the right is for names."""
+_CROWD = 16
+"""Above so many points a chart is drawn large, so that names find room near them."""
 _LETTER, _LINE = 6.3, 13
 """About the width and height of a letter of a name."""
 
 Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Size of a chart, and where its axes lie; the room to the right is for names."""
+
+    width: int = 640
+    height: int = 400
+    left: int = 58
+    top: int = 14
+
+    @property
+    def right(self) -> int:
+        return self.width - 140
+
+    @property
+    def bottom(self) -> int:
+        return self.height - 50
+
+    def x(self, value: float, span: tuple[float, float]) -> float:
+        """Where a value lies across."""
+        return self.left + (value - span[0]) / (span[1] - span[0]) * (self.right - self.left)
+
+    def y(self, value: float, span: tuple[float, float]) -> float:
+        """Where a value lies from the top."""
+        return self.bottom - (value - span[0]) / (span[1] - span[0]) * (self.bottom - self.top)
 
 
 def scatter(
@@ -34,19 +60,16 @@ def scatter(
         return ""
     place = {name: (math.log10(max(x, 1e-3)) if log else x, y) for name, (x, y) in points.items()}
     xs, ys = _span([x for x, _ in place.values()]), _span([y for _, y in place.values()])
-    spots = {
-        name: (
-            _LEFT + (x - xs[0]) / (xs[1] - xs[0]) * (_RIGHT - _LEFT),
-            _BOTTOM - (y - ys[0]) / (ys[1] - ys[0]) * (_BOTTOM - _TOP),
-        )
-        for name, (x, y) in place.items()
-    }
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" class="chart">', *_axes(xs, ys, labels, log)]
+    large = len(points) > _CROWD
+    frame, kinds = (_Frame(1060, 640), "chart large") if large else (_Frame(), "chart")
+    spots = {name: (frame.x(x, xs), frame.y(y, ys)) for name, (x, y) in place.items()}
+    parts = [f'<svg viewBox="0 0 {frame.width} {frame.height}" role="img" class="{kinds}">']
+    parts += _axes(frame, xs, ys, labels, log)
     if pareto:
         others = {name: point for name, point in points.items() if name not in CONTROL_NAMES}
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (spots[name] for name in front(others)))
         parts.append(f'<polyline points="{line}" class="front"/>')
-    names = _names(spots)
+    names = _names(frame, spots)
     for name, (x, y) in sorted(spots.items()):
         kind = "control" if name in CONTROL_NAMES else "method"
         told = f"{name}: {points[name][0]:.3g}, {points[name][1]:.3g}"
@@ -61,14 +84,14 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _names(spots: Mapping[str, tuple[float, float]]) -> dict[str, Box]:
+def _names(frame: _Frame, spots: Mapping[str, tuple[float, float]]) -> dict[str, Box]:
     """Where each name goes: as near to its point as may be, over no other name and no point."""
     taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in spots.values()]
     found = {}
     for name, (x, y) in sorted(spots.items(), key=lambda item: item[1]):
         wide = len(name) * _LETTER
         boxes = [(x + dx, y + dy, x + dx + wide, y + dy + _LINE) for dx, dy in _tries(wide)]
-        inside = [box for box in boxes if box[0] > _LEFT and box[2] < _WIDTH and box[1] > 0 and box[3] < _BOTTOM]
+        inside = [b for b in boxes if b[0] > frame.left and b[2] < frame.width and b[1] > 0 and b[3] < frame.bottom]
         free = [box for box in inside if not any(_meet(box, other) for other in taken)]
         found[name] = (free or inside or boxes)[0]
         taken.append(found[name])
@@ -109,18 +132,20 @@ def _ticks(low: float, high: float, log: bool) -> list[tuple[float, str]]:
     return [(i * step, f"{i * step:.6g}") for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _axes(xs: tuple[float, float], ys: tuple[float, float], labels: tuple[str, str], log: bool) -> list[str]:
-    parts = [f'<path d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}" class="axis"/>']
+def _axes(
+    frame: _Frame, xs: tuple[float, float], ys: tuple[float, float], labels: tuple[str, str], log: bool
+) -> list[str]:
+    parts = [f'<path d="M{frame.left} {frame.top}V{frame.bottom}H{frame.right}" class="axis"/>']
     for value, told in _ticks(*xs, log):
-        x = _LEFT + (value - xs[0]) / (xs[1] - xs[0]) * (_RIGHT - _LEFT)
-        parts.append(f'<path d="M{x:.1f} {_BOTTOM}v4" class="axis"/>')
-        parts.append(f'<text x="{x:.1f}" y="{_BOTTOM + 17}" class="tick" text-anchor="middle">{told}</text>')
+        x = frame.x(value, xs)
+        parts.append(f'<path d="M{x:.1f} {frame.bottom}v4" class="axis"/>')
+        parts.append(f'<text x="{x:.1f}" y="{frame.bottom + 17}" class="tick" text-anchor="middle">{told}</text>')
     for value, told in _ticks(*ys, False):
-        y = _BOTTOM - (value - ys[0]) / (ys[1] - ys[0]) * (_BOTTOM - _TOP)
-        parts.append(f'<path d="M{_LEFT} {y:.1f}h-4" class="axis"/>')
-        parts.append(f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" class="tick" text-anchor="end">{told}</text>')
-    across, down = (_LEFT + _RIGHT) / 2, (_TOP + _BOTTOM) / 2
-    parts.append(f'<text x="{across:.0f}" y="{_HEIGHT - 10}" text-anchor="middle">{escape(labels[0])}</text>')
+        y = frame.y(value, ys)
+        parts.append(f'<path d="M{frame.left} {y:.1f}h-4" class="axis"/>')
+        parts.append(f'<text x="{frame.left - 7}" y="{y + 4:.1f}" class="tick" text-anchor="end">{told}</text>')
+    across, down = (frame.left + frame.right) / 2, (frame.top + frame.bottom) / 2
+    parts.append(f'<text x="{across:.0f}" y="{frame.height - 10}" text-anchor="middle">{escape(labels[0])}</text>')
     turn = f'transform="rotate(-90 14 {down:.0f})"'
     parts.append(f'<text x="14" y="{down:.0f}" {turn} text-anchor="middle">{escape(labels[1])}</text>')
     return parts

@@ -32,6 +32,7 @@ th{white-space:normal;vertical-align:bottom}
 td:first-child,th:first-child{text-align:left;position:sticky;left:0;background:#fff}
 small{color:#777;display:block;font-size:10px}tr.control{color:#777;font-style:italic}.flag{color:#b00}
 .charts{display:flex;flex-wrap:wrap;gap:1rem}.charts div{flex:1 1 30rem;max-width:40rem}
+.charts div:has(.large){flex-basis:60rem;max-width:66rem}
 .chart{width:100%}.chart text{font-size:11px;fill:#333}.chart .tick{fill:#888;font-size:10px}
 .axis{stroke:#999;fill:none}.leader{stroke:#bbb;fill:none}.front{stroke:#2a7;fill:none;stroke-dasharray:4 3}
 .method{fill:#2666cf}.control{fill:#aaa}img{display:block;image-rendering:auto}

@@ -70,16 +70,18 @@ def test_a_chart_names_every_point_and_escapes_names():
     assert scatter({}, ("x", "y")) == ""
 
 
-def test_names_in_a_chart_lie_on_no_other_name_and_axes_have_round_numbers():
-    crowd = {f"some-method-{i}": (0.5 + i * 1e-3, 0.5) for i in range(9)} | {"base": (0.0, 0.0), "real": (1.0, 1.0)}
-    drawn = scatter(crowd, ("x", "y"))
+@pytest.mark.parametrize("count", [9, 30])
+def test_names_in_a_chart_lie_on_no_other_name_and_axes_have_round_numbers(count):
+    crowd = {f"some-method-{i}": (0.5 + i * 1e-3, 0.5) for i in range(count)}
+    drawn = scatter(crowd | {"base": (0.0, 0.0), "real": (1.0, 1.0)}, ("x", "y"))
     boxes = []
     for x, y, name in re.findall(r'<text x="([\d.]+)" y="([\d.]+)">([\w-]+)</text>', drawn):
         box = float(x), float(y) - 10, float(x) + 6 * len(name), float(y) + 2
         assert not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in boxes), name
         boxes.append(box)
-    assert len(boxes) == 11
+    assert len(boxes) == count + 2
     assert "leader" in drawn
+    assert ('class="chart large"' in drawn) == (count > 16)
     assert re.findall(r'text-anchor="end">([^<]+)<', drawn) == ["0", "0.5", "1"]
     logs = scatter({"a": (0.02, 0.1), "b": (300.0, 0.2)}, ("x", "y"), log=True)
     assert re.findall(r'class="tick" text-anchor="middle">([^<]+)<', logs) == ["0.01", "0.1", "1", "10", "100"]

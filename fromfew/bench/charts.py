@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import ClassVar
 
 from fromfew.bench.tables import CONTROL_NAMES, front
 
@@ -21,12 +22,14 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class _Frame:
-    """Size of a chart, and where its axes lie; the room to the right is for names."""
+    """Size of a chart and what its axes span; the room to the right of them is for names."""
 
-    width: int = 640
-    height: int = 400
-    left: int = 58
-    top: int = 14
+    width: int
+    height: int
+    xs: tuple[float, float]
+    ys: tuple[float, float]
+    left: ClassVar[int] = 58
+    top: ClassVar[int] = 14
 
     @property
     def right(self) -> int:
@@ -36,13 +39,13 @@ class _Frame:
     def bottom(self) -> int:
         return self.height - 50
 
-    def x(self, value: float, span: tuple[float, float]) -> float:
+    def x(self, value: float) -> float:
         """Where a value lies across."""
-        return self.left + (value - span[0]) / (span[1] - span[0]) * (self.right - self.left)
+        return self.left + (value - self.xs[0]) / (self.xs[1] - self.xs[0]) * (self.right - self.left)
 
-    def y(self, value: float, span: tuple[float, float]) -> float:
+    def y(self, value: float) -> float:
         """Where a value lies from the top."""
-        return self.bottom - (value - span[0]) / (span[1] - span[0]) * (self.bottom - self.top)
+        return self.bottom - (value - self.ys[0]) / (self.ys[1] - self.ys[0]) * (self.bottom - self.top)
 
 
 def scatter(
@@ -59,12 +62,10 @@ def scatter(
     if not points:
         return ""
     place = {name: (math.log10(max(x, 1e-3)) if log else x, y) for name, (x, y) in points.items()}
-    xs, ys = _span([x for x, _ in place.values()]), _span([y for _, y in place.values()])
-    large = len(points) > _CROWD
-    frame, kinds = (_Frame(1060, 640), "chart large") if large else (_Frame(), "chart")
-    spots = {name: (frame.x(x, xs), frame.y(y, ys)) for name, (x, y) in place.items()}
-    parts = [f'<svg viewBox="0 0 {frame.width} {frame.height}" role="img" class="{kinds}">']
-    parts += _axes(frame, xs, ys, labels, log)
+    width, height, kinds = (1060, 640, "chart large") if len(points) > _CROWD else (640, 400, "chart")
+    frame = _Frame(width, height, _span([x for x, _ in place.values()]), _span([y for _, y in place.values()]))
+    spots = {name: (frame.x(x), frame.y(y)) for name, (x, y) in place.items()}
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" class="{kinds}">', *_axes(frame, labels, log)]
     if pareto:
         others = {name: point for name, point in points.items() if name not in CONTROL_NAMES}
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (spots[name] for name in front(others)))
@@ -132,16 +133,14 @@ def _ticks(low: float, high: float, log: bool) -> list[tuple[float, str]]:
     return [(i * step, f"{i * step:.6g}") for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _axes(
-    frame: _Frame, xs: tuple[float, float], ys: tuple[float, float], labels: tuple[str, str], log: bool
-) -> list[str]:
+def _axes(frame: _Frame, labels: tuple[str, str], log: bool) -> list[str]:
     parts = [f'<path d="M{frame.left} {frame.top}V{frame.bottom}H{frame.right}" class="axis"/>']
-    for value, told in _ticks(*xs, log):
-        x = frame.x(value, xs)
+    for value, told in _ticks(*frame.xs, log):
+        x = frame.x(value)
         parts.append(f'<path d="M{x:.1f} {frame.bottom}v4" class="axis"/>')
         parts.append(f'<text x="{x:.1f}" y="{frame.bottom + 17}" class="tick" text-anchor="middle">{told}</text>')
-    for value, told in _ticks(*ys, False):
-        y = frame.y(value, ys)
+    for value, told in _ticks(*frame.ys, False):
+        y = frame.y(value)
         parts.append(f'<path d="M{frame.left} {y:.1f}h-4" class="axis"/>')
         parts.append(f'<text x="{frame.left - 7}" y="{y + 4:.1f}" class="tick" text-anchor="end">{told}</text>')
     across, down = (frame.left + frame.right) / 2, (frame.top + frame.bottom) / 2
